@@ -1,0 +1,145 @@
+"""Rows to a batch: missing values, unreadable values, encoder inputs, stored features, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmtransfer.encoders.base import Encoder
+from mmtransfer.features import Batch, Features, Inputs
+from mmtransfer.methods.base import Method, RowContext
+from mmtransfer.registry import nearest
+from mmtransfer.tasks.base import Task
+
+Row = dict[str, Any]
+ON_ERROR = ("raise", "missing")
+
+
+class ReadError(ValueError):
+    """A value of the data could not be read; the message names row and column."""
+
+
+class Augmentation(Protocol):
+    def __call__(self, value: Any, rng: np.random.Generator) -> Any: ...
+
+
+class Stored:
+    """Ready features `(T, D)` of one row, in place of a raw value."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+
+class Collate:
+    """Turns `[(row number, row), ...]` into a `Batch`; runs in loader workers.
+
+    on_error: "raise" names the row and column of an unreadable value, "missing" counts it as missing
+    methods: their `on_rows` acts before anything is read
+    augment: per column, a function of the value and a generator seeded by seed, epoch and row
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        tasks: Mapping[str, Task],
+        *,
+        split: str = "",
+        on_error: str = "raise",
+        methods: Sequence[Method] = (),
+        augment: Mapping[str, Augmentation] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if on_error not in ON_ERROR:
+            raise ValueError(f"unknown on_error {on_error!r}.{nearest(on_error, ON_ERROR)}")
+        # Only the collate functions travel to workers, not the weights.
+        self.collates = {name: encoder.collate for name, encoder in encoders.items()}
+        self.tasks = dict(tasks)
+        self.split, self.on_error, self.methods = split, on_error, tuple(methods)
+        self.augment = dict(augment or {})
+        self.seed = seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by running workers
+
+    def __call__(self, rows: list[tuple[int, Row]]) -> Batch:
+        context = RowContext(self.seed, int(self.epoch), list(self.collates))
+        for method in self.methods:
+            method.on_rows(rows, context)
+        unreadable: dict[str, list[int]] = {}
+        inputs = {}
+        for name in self.collates:
+            collated = self._inputs(name, rows, unreadable)
+            if collated is not None:
+                inputs[name] = collated
+        targets = {name: self._targets(name, task, rows) for name, task in self.tasks.items()}
+        return Batch(inputs, targets, torch.tensor([index for index, _ in rows]), unreadable)
+
+    def _targets(self, name: str, task: Task, rows: list[tuple[int, Row]]) -> Tensor:
+        # A negative number marks a row that only fills up the batch: it counts for no task.
+        return task.encode([row[name] if index >= 0 else None for index, row in rows])
+
+    def _inputs(
+        self, name: str, rows: list[tuple[int, Row]], unreadable: dict[str, list[int]]
+    ) -> Inputs | Features | None:
+        values = [(b, i, row[name]) for b, (i, row) in enumerate(rows) if row.get(name) is not None]
+        if not values:
+            return None
+        if isinstance(values[0][2], Stored):
+            return pad_stored([(b, value.tokens) for b, _, value in values], len(rows))
+        try:
+            collated = self._read(name, values)
+        except Exception:
+            readable = self._readable(name, values, unreadable)
+            if len(readable) == len(values):
+                raise  # no single value is at fault
+            if not readable:
+                return None
+            values, collated = readable, self._read(name, readable)
+        return Inputs(collated, torch.tensor([b for b, _, _ in values]))
+
+    def _read(self, name: str, values: list[tuple[int, int, Any]]) -> dict[str, Tensor]:
+        if name in self.augment:
+            change = self.augment[name]
+            column = sum(name.encode())
+            raw = [
+                change(v, np.random.default_rng((self.seed, int(self.epoch), max(i, ~i), column)))
+                for _, i, v in values
+            ]
+        else:
+            raw = [v for _, _, v in values]
+        return self.collates[name](raw)
+
+    def _readable(
+        self, name: str, values: list[tuple[int, int, Any]], unreadable: dict[str, list[int]]
+    ) -> list[tuple[int, int, Any]]:
+        good = []
+        for value in values:
+            try:
+                self._read(name, [value])
+            except Exception as error:
+                row = max(value[1], ~value[1])
+                if self.on_error == "raise":
+                    where = f"{self.split} row {row}".strip()
+                    raise ReadError(
+                        f"{where}, column {name!r} cannot be read: {error} "
+                        "(on_error='missing' counts such values as missing)"
+                    ) from error
+                unreadable.setdefault(name, []).append(row)
+            else:
+                good.append(value)
+        return good
+
+
+def pad_stored(values: list[tuple[int, np.ndarray]], size: int) -> Features:
+    """Stored tokens (T_i, D) of some rows of a batch -> features of all `size` rows."""
+    width = values[0][1].shape[1]
+    empty = torch.zeros(0, width)
+    tokens = [empty] * size
+    for b, stored in values:
+        tokens[b] = torch.from_numpy(np.array(stored, dtype=np.float32))
+    lengths = torch.tensor([len(t) for t in tokens])
+    padded = pad_sequence(tokens, batch_first=True)  # (B, T, D)
+    return Features(padded, torch.arange(padded.shape[1]) < lengths.unsqueeze(1))

@@ -1,0 +1,213 @@
+"""Where rows come from, and the checks that they pass before any work begins."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmtransfer.data.collate import Row, Stored
+from mmtransfer.encoders.base import Encoder
+from mmtransfer.registry import nearest
+from mmtransfer.tasks.base import Task
+
+#: a `datasets.Dataset`, a list of dictionaries, or anything else indexed by row number
+Rows = Sequence[Mapping[str, Any]]
+SPLITS = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
+
+
+def load_rows(source: str | Path) -> dict[str, Rows]:
+    """Splits "train", "validation", "test" of a directory or hub id; those that there are.
+
+    A directory holds `train.parquet`, `val.parquet`, `test.parquet` (or `train-*.parquet` shards),
+    or is laid out for datasets' imagefolder / audiofolder.  Pictures and sounds stay undecoded.
+    Raises `FileNotFoundError` when the source is a path and nothing is there.
+    """
+    directory = Path(source).expanduser()
+    if directory.is_file():
+        return {"train": read_parquet([directory])}
+    if not directory.is_dir():
+        if str(source)[:1] in "./~" or str(source).count("/") > 1:
+            raise FileNotFoundError(f"no such data directory: {source}")
+        import datasets
+
+        return _undecoded(datasets.load_dataset(str(source)))
+    splits: dict[str, Rows] = {}
+    for split, names in SPLITS.items():
+        for name in names:
+            files = [
+                *sorted(directory.glob(f"{name}.parquet")),
+                *sorted(directory.glob(f"{name}-*.parquet")),
+            ]
+            if files and split not in splits:
+                splits[split] = read_parquet(files)
+    if splits:
+        return splits
+    import datasets
+
+    return _undecoded(datasets.load_dataset("imagefolder", data_dir=str(directory)))
+
+
+def read_parquet(files: list[Path]) -> Rows:
+    """One data set out of parquet files, memory-mapped, pictures and sounds undecoded."""
+    import datasets
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    tables = []
+    for file in files:
+        try:
+            tables.append(pyarrow.parquet.read_table(file, memory_map=True))
+        except pyarrow.lib.ArrowInvalid as error:
+            raise ValueError(f"{file} is no readable parquet file: {error}") from error
+    table = pyarrow.concat_tables(tables)
+    return _plain(datasets.Dataset(datasets.table.InMemoryTable(table)))
+
+
+def _plain(data: Any) -> Any:
+    import datasets
+
+    for name, feature in data.features.items():
+        if isinstance(feature, datasets.Image | datasets.Audio) and feature.decode:
+            # Decoding is the encoder's work: it knows rate and size, and its errors name the row.
+            data = data.cast_column(name, type(feature)(decode=False))
+    return data
+
+
+def _undecoded(found: Mapping[str, Any]) -> dict[str, Rows]:
+    splits = {}
+    for split, names in SPLITS.items():
+        for name in names:
+            if name in found:
+                splits[split] = _plain(found[name])
+                break
+    return splits
+
+
+def columns_of(rows: Rows) -> list[str]:
+    names = getattr(rows, "column_names", None)
+    return list(names) if names is not None else list(dict.fromkeys(k for row in rows for k in row))
+
+
+def column(rows: Rows, name: str) -> Iterable[Any]:
+    """The values of one column, in order, without reading the others where rows allow that."""
+    if hasattr(rows, "select_columns"):
+        return (row[name] for row in rows.select_columns([name]))
+    return (row.get(name) for row in rows)
+
+
+def class_names(rows: Rows, name: str) -> list[str] | None:
+    """The label names of a datasets ClassLabel column, None for any other column."""
+    return getattr(getattr(rows, "features", {}).get(name), "names", None)
+
+
+def with_label_names(rows: Rows, name: str) -> Rows:
+    """The same rows with a ClassLabel column as its names instead of numbers."""
+    names = class_names(rows, name)
+    if names is None:
+        return rows
+    import datasets
+
+    values = [names[v] if v is not None and v >= 0 else None for v in column(rows, name)]
+    data: Any = rows
+    return data.remove_columns(name).add_column(name, values, feature=datasets.Value("string"))
+
+
+def check_rows(
+    rows: Rows,
+    encoders: Mapping[str, Encoder],
+    tasks: Mapping[str, Task],
+    split: str,
+    training: bool = False,
+) -> None:
+    """Raise a `ValueError` that says what is wrong with a split before anything is computed.
+
+    Checks: rows at all, the columns, a readable kind of value, labels among the classes and, for
+    training, at least one value in each input column.
+    """
+    if len(rows) == 0:
+        raise ValueError(f"the {split} data has no rows")
+    found = columns_of(rows)
+    for name in (*encoders, *tasks):
+        if name not in found:
+            raise ValueError(f"the {split} data has no column {name!r}.{nearest(name, found)}")
+    for name, encoder in encoders.items():
+        # A Stored value was read before and needs no look.
+        first = next((v for v in column(rows, name) if v is not None), None)
+        if first is None and training:
+            raise ValueError(
+                f"column {name!r} is missing in all {len(rows)} {split} rows: "
+                f"drop {name!r} from the encoders"
+            )
+        if first is not None and not isinstance(first, Stored):
+            check_kind(name, encoder, first, split)
+    for name, task in tasks.items():
+        values = list(column(rows, name))
+        try:
+            if training:
+                task.fit(values)
+            else:
+                task.encode(values)
+        except ValueError as error:
+            raise ValueError(f"{split} column {name!r}: {error}") from error
+
+
+def check_kind(name: str, encoder: Encoder, value: Any, split: str) -> None:
+    """Raise `ValueError` if a column's type is none that its encoder reads."""
+    try:
+        encoder.collate([value])
+    except TypeError as error:
+        raise ValueError(f"{split} column {name!r} has the wrong type: {error}") from error
+    except Exception:
+        pass
+
+
+class NumberedRows:
+    """Rows with their numbers, only the columns in use, stored features in place of raw values."""
+
+    def __init__(
+        self, rows: Rows, columns: list[str], stored: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
+        self.stored = dict(stored or {})
+        kept = [name for name in columns if name not in self.stored]
+        select = getattr(rows, "select_columns", None)
+        self.rows: Rows = select(kept) if select is not None and kept else rows
+        self.kept = kept
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Row]:
+        number = max(index, ~index)  # a negative index is a filler, see samplers
+        found = self.rows[number] if self.kept else {}
+        row = {name: found.get(name) for name in self.kept}
+        for name, store in self.stored.items():
+            tokens = store[number]
+            row[name] = None if tokens is None else Stored(tokens)
+        return index, row
+
+
+def fingerprint_column(rows: Rows, name: str) -> str:
+    """Digest of all values of a column, whatever file they come from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in column(rows, name):
+        for part in _parts(value):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def _parts(value: Any) -> Iterable[bytes]:
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None:
+            return [value["bytes"]]
+        return [part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))]
+    if isinstance(value, bytes):
+        return [value]
+    if isinstance(value, str | Path) and len(str(value)) < 1024 and Path(value).is_file():
+        found = Path(value).stat()
+        return [str(value).encode(), f"{found.st_size} {found.st_mtime_ns}".encode()]
+    if hasattr(value, "tobytes"):  # numpy arrays and pictures
+        shape = getattr(value, "shape", None) or getattr(value, "size", None)
+        return [str(shape).encode(), value.tobytes()]
+    return [repr(value).encode()]

@@ -1,0 +1,155 @@
+"""The encoder contract, and specification strings that build encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import torch
+from torch import Tensor, nn
+
+from mmtransfer.features import Features
+from mmtransfer.registry import Configurable, check_options, encoders, import_class, nearest
+
+
+class Encoder(nn.Module, Configurable):
+    """Turns the raw values of one column into `Features`.
+
+    A subclass sets `width`, gives `collate` and `forward`, and keeps its constructor arguments as
+    attributes of the same name.  `mmtransfer.testing.check_encoder` verifies the whole contract.
+    """
+
+    #: D of the features
+    width: int
+    #: raw values of the rows that have this modality -> arguments of `forward`, B first
+    collate: Callable[[list[Any]], dict[str, Tensor]]
+    #: True when the weights come from elsewhere: batch norm then stays in eval mode
+    pretrained: bool = False
+
+    def forward(self, **inputs: Tensor) -> Features:
+        raise NotImplementedError(f"{type(self).__name__} needs forward(**inputs) -> Features")
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The trainable parts from input to output; parameters in none of them go with the first."""
+        return [child for child in self.children() if any(True for _ in child.parameters())]
+
+    def fingerprint(self) -> str:
+        """Changes when weights or preprocessing do: the key of cached features."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(self.identity().encode())
+        for name, tensor in self.state_dict().items():
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            data = tensor.detach().cpu().contiguous()
+            digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def identity(self) -> str:
+        """All but the weights that the features depend on: class, options, preprocessing."""
+        return json.dumps(self.config(), sort_keys=True, default=str)
+
+    def save(self, directory: Path) -> None:
+        """Write what `load` needs beside the weights: class, options, processors."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "encoder.json").write_text(json.dumps(self.config(), indent=2))
+
+    @classmethod
+    def load(cls, directory: Path) -> Encoder:
+        """Rebuild the encoder saved in `directory`, weights untouched (the model loads them)."""
+        path = directory / "encoder.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{directory} holds no saved encoder: encoder.json is missing")
+        config = json.loads(path.read_text())
+        found = import_class(config.get("class", ""))
+        if not (inspect.isclass(found) and issubclass(found, Encoder)):
+            raise ValueError(f"{path}: {config.get('class')!r} is not an Encoder")
+        return found.restore(directory, config)
+
+    @classmethod
+    def restore(cls, directory: Path, config: dict[str, Any]) -> Encoder:
+        """Build an instance from `config()`; override to read files of `directory` too."""
+        encoder: Encoder = cls.from_config(config)
+        return encoder
+
+
+def split_stages(model: nn.Module) -> list[nn.Module]:
+    """Parts of a model around its largest list of blocks: [stem ..., block 0 ... block n, tail ...].
+
+    The largest `ModuleList` is the depth of the network; its parents are opened, all else stays whole.
+    """
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+    blocks = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=None)
+
+    def walk(module: nn.Module) -> Iterable[nn.Module]:
+        if module is blocks or (blocks is not None and blocks in set(module.modules())):
+            for child in module.children():
+                if module is blocks:
+                    yield child
+                else:
+                    yield from walk(child)
+        elif any(True for _ in module.parameters()):
+            yield module
+
+    return list(walk(model))
+
+
+def parse_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
+    """`name[:argument][?option=value&...]` -> (name, argument, options); values are read as JSON."""
+    head, _, query = spec.partition("?")
+    name, _, argument = head.partition(":")
+    options: dict[str, Any] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return name, argument, options
+
+
+def build_encoder(spec: str | Encoder, **options: Any) -> Encoder:
+    """The encoder that a specification string names.
+
+    `hf:<hub id or directory>`, `kwt:<directory>`, `<package.module>:<Class>` or a registered name;
+    options follow after `?` (`hf:google/vit-base-patch16-224?size=176`) or as keywords.
+    Raises `ValueError` for an unknown name or option, with the nearest valid one.
+    """
+    if isinstance(spec, Encoder):
+        return spec
+    name, argument, query = parse_spec(spec)
+    options = {**query, **options}
+    if name in encoders:
+        factory: Callable[..., Any] = encoders.get(name)
+        if inspect.isclass(factory) and hasattr(factory, "from_pretrained"):
+            if not argument:
+                raise ValueError(f"encoder {name!r} needs a source: {name}:<hub id or directory>")
+            check_options(factory.from_pretrained, options, f"encoder {name!r}")
+            encoder = factory.from_pretrained(argument, **options)
+        else:
+            check_options(factory, options, f"encoder {name!r}")
+            encoder = factory(**options)
+    elif argument:
+        if "." not in name and name.islower() and not argument.isidentifier():
+            raise ValueError(f"unknown encoder {name!r}.{nearest(name, encoders.names())}")
+        try:
+            factory = import_class(f"{name}:{argument}")
+        except ValueError as error:
+            raise ValueError(
+                f"unknown encoder {spec!r}: {error}.{nearest(name, encoders.names())}"
+            ) from error
+        check_options(factory, options, f"encoder {spec!r}")
+        encoder = factory(**options)
+    else:
+        encoder = encoders.get(name)(**options)  # raises with the nearest name
+    if not isinstance(encoder, Encoder):
+        raise ValueError(f"{spec!r} gave a {type(encoder).__name__}, expected an Encoder")
+    return encoder
+
+
+def build_encoders(specs: Mapping[str, str | Encoder]) -> dict[str, Encoder]:
+    """`{column: encoder}` from `{column: specification}`."""
+    return {column: build_encoder(spec) for column, spec in specs.items()}

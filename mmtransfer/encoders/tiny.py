@@ -1,0 +1,76 @@
+"""Real transformers classes at small sizes, built from a config: for offline use, demos and tests."""
+
+from __future__ import annotations
+
+from transformers import (
+    BertConfig,
+    BertModel,
+    ByT5Tokenizer,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
+
+from mmtransfer.encoders.huggingface import HuggingFaceEncoder
+from mmtransfer.registry import register_encoder
+
+
+@register_encoder("tiny-vit")
+def tiny_vit(
+    size: int = 32, patch: int = 4, width: int = 64, layers: int = 4, pool: str = "none"
+) -> HuggingFaceEncoder:
+    """A small ViT with random weights, for images (Dosovitskiy et al., 2021)."""
+    config = ViTConfig(
+        image_size=size,
+        patch_size=patch,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * width,
+    )
+    processor = ViTImageProcessor(size={"height": size, "width": size})
+    return HuggingFaceEncoder(ViTModel(config, add_pooling_layer=False), processor, pool)
+
+
+@register_encoder("tiny-bert")
+def tiny_bert(
+    width: int = 64, layers: int = 3, max_tokens: int = 96, pool: str = "none"
+) -> HuggingFaceEncoder:
+    """A small BERT over bytes with random weights, for texts (Devlin et al., 2019)."""
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * width,
+        max_position_embeddings=max_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = BertModel(config, add_pooling_layer=False)
+    return HuggingFaceEncoder(model, tokenizer, pool, max_tokens=max_tokens)
+
+
+@register_encoder("tiny-wav2vec2")
+def tiny_wav2vec2(width: int = 64, layers: int = 2, pool: str = "none") -> HuggingFaceEncoder:
+    """A small wav2vec 2.0 with random weights, for 16 kHz sound (Baevski et al., 2020)."""
+    config = Wav2Vec2Config(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * width,
+        conv_dim=(32, 32, 32, 32, 64),
+        conv_kernel=(10, 8, 4, 4, 4),
+        conv_stride=(5, 4, 4, 2, 2),
+        num_feat_extract_layers=5,
+        feat_extract_norm="layer",  # per frame: padding cannot change a clip's features
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        apply_spec_augment=False,
+        layerdrop=0.0,
+    )
+    processor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    return HuggingFaceEncoder(Wav2Vec2Model(config), processor, pool)

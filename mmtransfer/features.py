@@ -1,0 +1,144 @@
+"""What flows: inputs of one modality, features of one modality, and the fused vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Inputs:
+    """Encoder inputs of the rows of a batch that have one modality.
+
+    values: keyword arguments of the encoder's forward, for the present rows only
+    rows: (P,) int64, which of the B rows of the batch they are
+    """
+
+    values: dict[str, Tensor]
+    rows: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Inputs:
+        move = {k: v.to(device, non_blocking=non_blocking) for k, v in self.values.items()}
+        return Inputs(move, self.rows.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Inputs:
+        return Inputs({k: v.pin_memory() for k, v in self.values.items()}, self.rows.pin_memory())
+
+
+@dataclass
+class Features:
+    """Tokens of one modality: `tokens (B, T, D)`, `mask (B, T)` bool, True where a token is real.
+
+    An absent modality is an all-False mask; one vector per sample is T = 1.
+    Raises `ValueError` when the shapes do not belong together.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 3 or self.mask.shape != self.tokens.shape[:2]:
+            raise ValueError(
+                f"features need tokens (B, T, D) and mask (B, T), found "
+                f"{tuple(self.tokens.shape)} and {tuple(self.mask.shape)}"
+            )
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Features:
+        """Features in which every token is real; a (B, D) tensor counts as one token."""
+        tokens = tokens[:, None] if tokens.ndim == 2 else tokens
+        return cls(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+    @property
+    def present(self) -> Tensor:
+        """(B,) bool: rows that have this modality."""
+        return self.mask.any(1)
+
+    @property
+    def width(self) -> int:
+        return self.tokens.shape[2]
+
+    def pooled(self) -> Tensor:
+        """(B, D) mean over the real tokens; zeros for absent rows."""
+        weight = self.mask.unsqueeze(-1).to(self.tokens.dtype)  # (B, T, 1)
+        # where, not a product: padding may hold NaN and must not leak.
+        real = torch.where(self.mask.unsqueeze(-1), self.tokens, 0)
+        return real.sum(1) / weight.sum(1).clamp_min(1)
+
+    def pool(self) -> Features:
+        """The same features with T = 1."""
+        return Features(self.pooled()[:, None], self.present[:, None])
+
+    def scatter(self, rows: Tensor, size: int) -> Features:
+        """Place these P rows into a batch of `size`; all other rows become absent."""
+        tokens = self.tokens.new_zeros(size, *self.tokens.shape[1:])
+        mask = self.mask.new_zeros(size, self.mask.shape[1])
+        return Features(
+            tokens.index_copy(0, rows, self.tokens), mask.index_copy(0, rows, self.mask)
+        )
+
+    @classmethod
+    def absent(cls, size: int, width: int, like: Tensor) -> Features:
+        """`size` rows without this modality, on the device of `like`."""
+        tokens = torch.zeros(size, 1, width, device=like.device)
+        return cls(tokens, torch.zeros(size, 1, dtype=torch.bool, device=like.device))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Features:
+        tokens = self.tokens.to(device, non_blocking=non_blocking)
+        return Features(tokens, self.mask.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Features:
+        return Features(self.tokens.pin_memory(), self.mask.pin_memory())
+
+
+@dataclass
+class Fused:
+    """`vector (B, width)` for the heads and, where a fusion has them, `weights (B, M)` per modality."""
+
+    vector: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass
+class Outputs:
+    """What the model gives: `logits {task: (B, C)}` and `weights (B, M)` or None."""
+
+    logits: dict[str, Tensor]
+    weights: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """B rows on their way to the model.
+
+    inputs: per modality, encoder inputs or ready features; a modality that no row has is left out
+    targets: per task (B,); unlabelled rows hold the task's ignore value
+    index: (B,) int64 row numbers; a negative one marks a row that only fills up the batch
+    unreadable: per column, row numbers whose value could not be read and counts as missing
+    """
+
+    inputs: dict[str, Inputs | Features]
+    targets: dict[str, Tensor]
+    index: Tensor
+    unreadable: dict[str, list[int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return Batch(
+            {k: v.to(device, non_blocking) for k, v in self.inputs.items()},
+            {k: v.to(device, non_blocking=non_blocking) for k, v in self.targets.items()},
+            self.index.to(device, non_blocking=non_blocking),
+            self.unreadable,
+        )
+
+    def pin_memory(self) -> Batch:
+        return Batch(
+            {k: v.pin_memory() for k, v in self.inputs.items()},
+            {k: v.pin_memory() for k, v in self.targets.items()},
+            self.index.pin_memory(),
+            self.unreadable,
+        )

@@ -1,0 +1,111 @@
+"""The fusion contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmtransfer.features import Features, Fused
+from mmtransfer.registry import Configurable, fusions
+
+
+class Fusion(nn.Module, Configurable):
+    """Joins the features of any number of modalities into one vector per sample.
+
+    widths: D of each modality, by name; width: of the fused vector.  Names are kept in sorted
+    order, so the order in which users list modalities never matters.  A fusion sees masks, never
+    `None`, and batch mates must not influence each other.
+    """
+
+    #: False when the fusion needs only the pooled vector of each modality (the store keeps less)
+    uses_tokens: bool = False
+
+    def __init__(self, widths: dict[str, int], width: int) -> None:
+        super().__init__()
+        if not widths:
+            raise ValueError("a fusion needs at least one modality, found none")
+        if width < 1:
+            raise ValueError(f"the width of a fusion must be at least 1, found {width}")
+        self.widths = {name: widths[name] for name in sorted(widths)}
+        self.width = width
+
+    @property
+    def modalities(self) -> list[str]:
+        return list(self.widths)
+
+    def forward(self, features: dict[str, Features]) -> Fused:
+        raise NotImplementedError(f"{type(self).__name__} needs forward(features) -> Fused")
+
+    def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Take per-modality mean (D,) and deviation (D,) of the training features, if of use."""
+
+
+class Standardise(nn.Module):
+    """Subtract a mean and divide by a deviation fitted on the training features; identity before.
+
+    Linear probes of pretrained features depend on it (Kornblith et al., CVPR 2019).
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def fit(self, mean: Tensor, deviation: Tensor) -> None:
+        self.mean.copy_(mean)
+        # A feature that never varies carries nothing and must not be blown up.
+        self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+class PooledFusion(Fusion):
+    """Base of fusions on pooled vectors: standardises, projects, puts a learned vector where absent.
+
+    dropout: on the standardised features before the projection
+    """
+
+    def __init__(self, widths: dict[str, int], width: int, dropout: float = 0.0) -> None:
+        super().__init__(widths, width)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), found {dropout}")
+        self.dropout = dropout
+        self.scales = nn.ModuleDict({name: Standardise(d) for name, d in self.widths.items()})
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(d, width) for name, d in self.widths.items()}
+        )
+        self.absent = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(width)) for name in self.widths}
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (mean, deviation) in statistics.items():
+            self.scales[name].fit(mean, deviation)
+
+    def project(self, features: dict[str, Features]) -> tuple[Tensor, Tensor]:
+        """-> vectors (B, M, width), present (B, M), in the order of `modalities`."""
+        vectors, present = [], []
+        for name in self.modalities:
+            here = features[name].present.unsqueeze(1)  # (B, 1)
+            x = self.drop(self.scales[name](features[name].pooled()))
+            vectors.append(torch.where(here, self.projections[name](x), self.absent[name]))
+            present.append(here)
+        return torch.stack(vectors, 1), torch.cat(present, 1)
+
+
+def build_fusion(
+    spec: str | Mapping[str, Any] | Fusion, widths: dict[str, int], width: int, **options: Any
+) -> Fusion:
+    """A fusion by name, as `{"name": ..., option: value}`, or as it is."""
+    if isinstance(spec, Fusion):
+        return spec
+    fusion: Fusion = fusions.build(spec, widths, width, **options)
+    return fusion

@@ -1,0 +1,34 @@
+"""Gated multimodal unit."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmtransfer.features import Features, Fused
+from mmtransfer.fusion.base import PooledFusion
+from mmtransfer.registry import register_fusion
+
+
+@register_fusion("gated")
+class GatedFusion(PooledFusion):
+    """Gated multimodal unit: learned gates weigh tanh vectors (Arevalo et al., ICLR workshop 2017).
+
+    The gates of several modalities are a softmax over those present, per feature, each gate seeing
+    all modalities; for two modalities this is the z and 1 - z of the paper.
+    """
+
+    def __init__(self, widths: dict[str, int], width: int, dropout: float = 0.0) -> None:
+        super().__init__(widths, width, dropout)
+        m = len(self.widths)
+        self.gate = nn.Linear(m * width, m * width)
+
+    def forward(self, features: dict[str, Features]) -> Fused:
+        """tokens (B, T, D) per modality -> vector (B, width), weights (B, M) mean gates."""
+        vectors, present = self.project(features)  # (B, M, width), (B, M)
+        h = torch.tanh(vectors)
+        logits = self.gate(self.drop(h.flatten(1))).unflatten(1, h.shape[1:])  # (B, M, width)
+        # A row without any modality has nothing to weigh: all gates are then equal.
+        open_ = present | ~present.any(1, keepdim=True)
+        gates = logits.masked_fill(~open_.unsqueeze(-1), float("-inf")).softmax(1)
+        return Fused((gates * h).sum(1), gates.mean(-1))

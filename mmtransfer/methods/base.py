@@ -1,0 +1,51 @@
+"""What may act on the loop: the rows, the loss, the gradients or the weights, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmtransfer.features import Batch, Outputs
+from mmtransfer.registry import Configurable, methods
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """What `on_rows` may draw on: seed of the run, epoch, and the names of the input columns."""
+
+    seed: int
+    epoch: int
+    modalities: Sequence[str]
+
+
+class Method(Configurable):
+    """One small object that overrides one or more of the four hooks.
+
+    Hooks run in the order in which a strategy lists its methods.
+    """
+
+    def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None:
+        """Change training rows in place, before they are read; runs in loader workers."""
+
+    def on_loss(self, loss: Tensor, model: nn.Module, batch: Batch, outputs: Outputs) -> Tensor:
+        """The loss to descend, given the task loss."""
+        return loss
+
+    def on_gradients(self, model: nn.Module) -> None:
+        """Change gradients in place, before clipping and the optimiser's step."""
+
+    def on_weights(self, model: nn.Module, step: int) -> None:
+        """Look at or change weights in place, after the optimiser's step."""
+
+
+def build_method(spec: str | Mapping[str, Any] | Method) -> Method:
+    """A method by name, as `{"name": ..., option: value}`, or as it is."""
+    if isinstance(spec, Method):
+        return spec
+    method: Method = methods.build(spec)
+    return method

@@ -1,0 +1,194 @@
+"""The model: encoders -> fusion -> task heads, saved as a directory and loaded without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmtransfer.encoders.base import Encoder
+from mmtransfer.features import Features, Inputs, Outputs
+from mmtransfer.fusion.base import Fusion
+from mmtransfer.registry import nearest
+from mmtransfer.tasks.base import Task
+
+WEIGHTS = "model.safetensors"
+
+
+class TransferModel(
+    nn.Module,
+    ModelHubMixin,
+    library_name="mmtransfer",
+    tags=["multimodal", "transfer-learning"],
+):
+    """Encoders by input column, one fusion, tasks by target column.
+
+    Raises `ValueError` when the fusion's modalities are not the encoders', or a name cannot be used.
+    """
+
+    def __init__(
+        self, encoders: Mapping[str, Encoder], fusion: Fusion, tasks: Mapping[str, Task]
+    ) -> None:
+        super().__init__()
+        widths = {name: encoder.width for name, encoder in encoders.items()}
+        if widths != fusion.widths:
+            raise ValueError(f"the encoders give {widths}, the fusion expects {fusion.widths}")
+        if not tasks:
+            raise ValueError("a model needs at least one task, found none")
+        for name in (*encoders, *tasks):
+            if "." in name or hasattr(nn.ModuleDict, name):
+                raise ValueError(f"{name!r} cannot name a column of a model: rename the column")
+        self.encoders: Mapping[str, Encoder] = nn.ModuleDict(encoders)  # type: ignore[assignment]
+        self.fusion = fusion
+        self.tasks = dict(tasks)
+        self.heads = nn.ModuleDict({n: task.head(fusion.width) for n, task in tasks.items()})
+
+    def forward(self, inputs: Mapping[str, Inputs | Features], size: int) -> Outputs:
+        """Per modality an encoder's inputs or ready features, of a batch of `size` rows.
+
+        Modalities that are left out are absent.  -> logits {task: (B, C)}, weights (B, M) or None.
+        """
+        features = {name: self.encode(name, inputs.get(name), size) for name in self.encoders}
+        fused = self.fusion(features)
+        logits = {name: head(fused.vector) for name, head in self.heads.items()}
+        return Outputs(logits, fused.weights)
+
+    def encode(self, name: str, inputs: Inputs | Features | None, size: int) -> Features:
+        """Features of one modality for all B rows; its encoder runs on the rows that have it."""
+        encoder = self.encoders[name]
+        if isinstance(inputs, Features):
+            return inputs
+        if inputs is None or len(inputs.rows) == 0:
+            return Features.absent(size, encoder.width, like=next(self.heads.parameters()))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(encoder)):
+            features: Features = encoder(**inputs.values)
+        return features if len(inputs.rows) == size else features.scatter(inputs.rows, size)
+
+    def train(self, mode: bool = True) -> TransferModel:
+        """Training mode, in which what is frozen and all pretrained batch norm stay in eval mode."""
+        super().train(mode)
+        if mode:
+            for encoder in self.encoders.values():
+                for module in encoder.modules():
+                    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+                    if not is_trainable(module) or (batch_norm and encoder.pretrained):
+                        module.training = False
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.heads.parameters()).device
+
+    def predict(
+        self, rows: Sequence[Mapping[str, Any]], batch_size: int = 32, on_error: str = "raise"
+    ) -> list[dict[str, Any]]:
+        """Labels with probabilities, per task, and the weight of each modality, for every row.
+
+        Rows may have any subset of the modalities; a missing key or `None` is a missing modality.
+        -> `[{task: {"label", "probability"}, "weights": {modality: w} or None}, ...]`
+        """
+        from mmtransfer.data.collate import Collate  # data stands beside the flow, not below it
+
+        names = list(self.encoders)
+        if len(rows) and not any(name in row for row in rows for name in names):
+            raise ValueError(
+                f"no row has any of the columns {names}; found "
+                f"{sorted({str(k) for row in rows for k in row})}.{nearest(names[0], rows[0])}"
+            )
+        collate = Collate(self.encoders, {}, on_error=on_error)
+        training = self.training
+        self.eval()
+        answers: list[dict[str, Any]] = []
+        with torch.inference_mode():
+            for start in range(0, len(rows), batch_size):
+                chunk = range(start, min(start + batch_size, len(rows)))
+                batch = collate([(i, dict(rows[i])) for i in chunk]).to(self.device)
+                answers += self._answer(self(batch.inputs, len(batch)))
+        self.train(training)
+        return answers
+
+    def _answer(self, outputs: Outputs) -> list[dict[str, Any]]:
+        labels = {n: task.predict(outputs.logits[n].cpu()) for n, task in self.tasks.items()}
+        size = len(next(iter(outputs.logits.values())))
+        weights = [None] * size if outputs.weights is None else outputs.weights.float().tolist()
+        modalities = self.fusion.modalities
+        return [
+            {name: answers[i] for name, answers in labels.items()}
+            | {"weights": None if w is None else dict(zip(modalities, w, strict=True))}
+            for i, w in enumerate(weights)
+        ]
+
+    def load_weights(self, path: Path) -> None:
+        """Load a safetensors file.  Raises `ValueError` if it comes from another architecture."""
+        load_state(self, load_file(path), str(path))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for name, encoder in self.encoders.items():
+            encoder.save(save_directory / "encoders" / name)
+        config = {
+            "mmtransfer": 1,
+            "encoders": list(self.encoders),
+            "fusion": self.fusion.config(),
+            "tasks": {name: task.config() for name, task in self.tasks.items()},
+        }
+        (save_directory / "config.json").write_text(json.dumps(config, indent=2))
+        # Copies: safetensors takes neither shared nor non-contiguous (channels-last) tensors.
+        state = {
+            n: t.detach().to("cpu", copy=True).contiguous() for n, t in self.state_dict().items()
+        }
+        save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, map_location: str | torch.device = "cpu", **options: Any
+    ) -> TransferModel:
+        directory = Path(model_id)
+        if not directory.is_dir():
+            if model_id[:1] in "./~" or model_id.count("/") != 1:
+                raise FileNotFoundError(f"{model_id!r} is no directory and no hub id (owner/name)")
+            keys = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            directory = Path(snapshot_download(model_id, **{key: options[key] for key in keys}))
+        for file in ("config.json", WEIGHTS):
+            if not (directory / file).is_file():
+                raise FileNotFoundError(f"{directory} is no saved model: it has no {file}")
+        config = json.loads((directory / "config.json").read_text())
+        if "mmtransfer" not in config:
+            raise ValueError(f"{directory} holds another library's model, not an mmtransfer one")
+        encoders = {n: Encoder.load(directory / "encoders" / n) for n in config["encoders"]}
+        fusion = Fusion.from_config(config["fusion"])
+        tasks = {name: Task.from_config(task) for name, task in config["tasks"].items()}
+        model = cls(encoders, fusion, tasks)
+        model.load_weights(directory / WEIGHTS)
+        for encoder in encoders.values():
+            encoder.pretrained = True
+        return model.eval().to(map_location)
+
+
+def is_trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state dict into a model of the same architecture, or say where they differ."""
+    own = model.state_dict()
+    lacking = [name for name in own if name not in state]
+    foreign = [name for name in state if name not in own]
+    shapes = [n for n in own if n in state and own[n].shape != state[n].shape]
+    if lacking or foreign or shapes:
+        details = []
+        if lacking:
+            details.append(f"{len(lacking)} tensors are missing, the first {lacking[0]!r}")
+        if foreign:
+            details.append(f"{len(foreign)} belong to no part, the first {foreign[0]!r}")
+        if shapes:
+            name = shapes[0]
+            found, expected = tuple(state[name].shape), tuple(own[name].shape)
+            details.append(f"{name!r} has shape {found}, expected {expected}")
+        raise ValueError(f"{source} comes from another architecture: {'; '.join(details)}")
+    model.load_state_dict(dict(state))

@@ -1,0 +1,56 @@
+"""How training runs: everything that is no question of transfer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmtransfer.registry import nearest
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass
+class TrainingOptions:
+    """Options of the loop.
+
+    Attributes:
+        batch_size: rows of one optimiser step, over all processes and accumulated micro-batches
+        accumulation: micro-batches per step; a process sees batch_size / accumulation / processes rows
+        evaluation_batch_size: rows per process and forward pass without gradients
+        precision: "no", "bf16" or "fp16" (autocast; fp16 needs a GPU)
+        clip: largest gradient norm, 0 for no clipping
+        patience: epochs of a phase without a better validation score before it ends, 0 for never
+        workers: loader processes per training process
+        on_error: "raise" stops at an unreadable value and names it, "missing" counts it as missing
+        augment: random changes of the training values of trainable image, text and audio encoders
+        seed: of row order, drop-out and augmentation
+        cache: directory of the feature store, by default $MMTRANSFER_CACHE or ~/.cache/mmtransfer
+        track: trackers of accelerate, by name
+        progress: show progress bars (on the main process)
+    """
+
+    batch_size: int = 32
+    accumulation: int = 1
+    evaluation_batch_size: int = 64
+    precision: str = "no"
+    clip: float = 1.0
+    patience: int = 0
+    workers: int = 0
+    on_error: str = "raise"
+    augment: bool = False
+    seed: int = 0
+    cache: str | None = None
+    track: list[str] = field(default_factory=lambda: ["tensorboard"])
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"unknown precision {self.precision!r}.{nearest(self.precision, PRECISIONS)}"
+            )
+        for name in ("batch_size", "accumulation", "evaluation_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("clip", "patience", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")

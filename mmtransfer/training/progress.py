@@ -1,0 +1,56 @@
+"""Progress on the terminal: bars where there is one, a line per epoch where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+Item = TypeVar("Item")
+
+
+class Progress:
+    """Bars that vanish when their work is done; silent unless `shown`."""
+
+    def __init__(self, shown: bool) -> None:
+        self.console = Console(stderr=True, quiet=not shown)
+        self.note = ""
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Yields a function that says how much more has been done."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        live = self.console.is_terminal and not self.console.quiet
+        with Bars(*columns, console=self.console, transient=True, disable=not live) as bars:
+            task = bars.add_task(title, total=total, note="")
+            yield lambda done: bars.update(task, advance=done, note=self.note)
+
+    def track(self, items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+        with self.bar(title, total) as advance:
+            for item in items:
+                yield item
+                advance(1)
+
+    def show(self, **values: float) -> None:
+        """Values to stand beside the bar."""
+        self.note = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+    def line(self, text: str) -> None:
+        self.console.print(text, highlight=False)

@@ -1,0 +1,126 @@
+"""One training run: build, train, test, and leave everything in a directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from accelerate.utils import set_seed
+
+from mmtransfer.data.rows import Rows, column
+from mmtransfer.encoders.base import Encoder, build_encoders
+from mmtransfer.fusion.base import build_fusion
+from mmtransfer.model import TransferModel
+from mmtransfer.tasks.base import build_task
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.trainer import Trainer
+from mmtransfer.transfer.base import Strategy
+
+
+def build_model(
+    encoders: Mapping[str, str | Encoder],
+    tasks: Mapping[str, Any],
+    train: Rows,
+    fusion: Any = "gated",
+    width: int = 256,
+    seed: int = 0,
+    **fusion_options: Any,
+) -> TransferModel:
+    """A model whose parts are named by specifications; tasks learn their classes from `train`."""
+    set_seed(seed)
+    built = build_encoders(encoders)
+    fused = build_fusion(fusion, {n: e.width for n, e in built.items()}, width, **fusion_options)
+    targets = {name: build_task(spec) for name, spec in tasks.items()}
+    for name, task in targets.items():
+        task.fit(list(column(train, name)))
+    return TransferModel(built, fused, targets)
+
+
+def run(
+    model: TransferModel,
+    data: Mapping[str, Rows],
+    strategy: Strategy,
+    options: TrainingOptions,
+    output: Path | None = None,
+) -> dict[str, Any]:
+    """Train on `data["train"]`, choose on "validation", report on "test"; -> the metrics.
+
+    With an output directory: `model/`, `metrics.json`, `best.safetensors` and the trackers' logs.
+    """
+    started = time.perf_counter()
+    trainer = Trainer(model, data["train"], data.get("validation"), strategy, options, output)
+    history = trainer.fit()
+    metrics: dict[str, Any] = {}
+    for split in ("validation", "test"):
+        if split in data:
+            metrics[split] = trainer.evaluate(data[split], split)
+    state = trainer.accelerator
+    metrics |= {
+        "seconds": time.perf_counter() - started,
+        "timing": trainer.seconds | {"encoded_rows": trainer.encoded_rows},
+        "unreadable": trainer.unreadable_counts(),
+        "processes": state.num_processes,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "device": str(state.device),
+        "steps": trainer.step,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "strategy": strategy.config(),
+        "history": history,
+    }
+    if output is not None:
+        trainer.save(output / "model")
+        write_json(output / "metrics.json", metrics)
+    trainer.close()
+    return metrics
+
+
+def prepare_output(output: Path, overwrite: bool) -> None:
+    """Make an output directory, empty of an earlier run.  Raises `FileExistsError` if it holds one."""
+    marks = ("metrics.json", "config.yaml", "model", "best.safetensors", "logs")
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file, expected a directory")
+    held = [name for name in marks if (output / name).exists()]
+    if held and not overwrite:
+        raise FileExistsError(
+            f"{output} already holds a run ({', '.join(held)}): "
+            "choose another directory, or replace it with --overwrite"
+        )
+    state = PartialState()
+    state.wait_for_everyone()  # all processes have looked before one of them writes
+    if state.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        for name in held:
+            path = output / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    state.wait_for_everyone()
+
+
+def write_config(output: Path, arguments: Mapping[str, Any]) -> None:
+    """Save the resolved arguments as YAML that `--config` reads back."""
+    if PartialState().is_main_process:
+        text = yaml.safe_dump({k: plain(v) for k, v in arguments.items()}, sort_keys=False)
+        (output / "config.yaml").write_text(text)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    if PartialState().is_main_process:
+        path.write_text(json.dumps(plain(content), indent=2))
+
+
+def plain(value: Any) -> Any:
+    """The same value out of dictionaries, lists, strings and numbers only."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,58 @@
+"""What stands around the loop: the accelerator, the rate curve, the windows of micro-batches."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+
+from mmtransfer.features import Batch
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.transfer.base import Phase
+
+
+def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerator:
+    """An accelerator for this run; trackers only where there is an output directory."""
+    # The tokenizers library warns at each fork unless it is told not to use threads of its own.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A modality that the batch of one process lacks leaves its parameters without a gradient.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=options.precision,
+            log_with=list(options.track) if output is not None else None,
+            project_config=ProjectConfiguration(logging_dir=str(output)) if output else None,
+            kwargs_handlers=[unused],
+        )
+    except ValueError as error:
+        raise ValueError(f"precision {options.precision!r} cannot be used here: {error}") from error
+    if output is not None and options.track:
+        accelerator.init_trackers("logs")
+    return accelerator
+
+
+def rate_curve(phase: Phase, steps: int) -> Callable[[int], float]:
+    """Share of the peak rate at each step: linear warm-up, then a half cosine or constant."""
+    warmup = round(phase.warmup * steps)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if phase.schedule == "constant":
+            return 1.0
+        progress = (step - warmup) / max(1, steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return share
+
+
+def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """The micro-batches of one optimiser step at a time."""
+    batches = iter(loader)
+    while window := list(islice(batches, size)):
+        yield window

@@ -1,0 +1,385 @@
+"""The training loop on accelerate: phases, steps, validation, best weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, set_seed
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+
+from mmtransfer.data.augment import AUGMENTATIONS
+from mmtransfer.data.collate import Collate
+from mmtransfer.data.rows import NumberedRows, Rows, check_rows
+from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
+from mmtransfer.data.store import FeatureStore
+from mmtransfer.evaluation.metrics import Collected, compute_metrics
+from mmtransfer.features import Batch, Outputs
+from mmtransfer.model import TransferModel, is_trainable
+from mmtransfer.training.features import stored_features
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.progress import Progress
+from mmtransfer.training.setup import make_accelerator, rate_curve, windows
+from mmtransfer.transfer.base import Phase, Strategy
+
+LOG_EVERY = 20  # steps between two looks at the loss: each look waits for the device
+
+
+class Trainer:
+    """Trains a model by a strategy.
+
+    After `fit` the model holds the weights of the best validation epoch (or the last ones where
+    there is no validation data).  Raises `ValueError` at once for data that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: TransferModel,
+        train: Rows,
+        validation: Rows | None,
+        strategy: Strategy,
+        options: TrainingOptions | None = None,
+        output: Path | None = None,
+    ) -> None:
+        self.model, self.strategy = model, strategy
+        self.options = options or TrainingOptions()
+        self.output = output
+        self.splits: dict[str, Rows] = {"train": train}
+        check_rows(train, model.encoders, model.tasks, "train", training=True)
+        if validation is not None:
+            check_rows(validation, model.encoders, model.tasks, "validation")
+            self.splits["validation"] = validation
+        self.accelerator = make_accelerator(self.options, output)
+        self.progress = Progress(self.options.progress and self.accelerator.is_main_process)
+        self.history: list[dict[str, Any]] = []
+        self.losses: list[float] = []  # of every step
+        self.seconds = {"encoding": 0.0, "training": 0.0, "evaluation": 0.0}
+        self.encoded_rows = 0
+        self.unreadable: dict[str, dict[str, set[int]]] = {}
+        self.stores: dict[tuple[str, str], FeatureStore] = {}
+        self.best_score, self.best_state = -math.inf, dict[str, Tensor]()
+        self.step = 0
+        self.model.to(self.accelerator.device)
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Run all phases; -> one record per epoch."""
+        set_seed(self.options.seed, device_specific=True)
+        for number, phase in enumerate(self.strategy.phases):
+            self._fit_phase(number, phase)
+        self.model.requires_grad_(True).eval()
+        self.accelerator.wait_for_everyone()
+        return self.history
+
+    def _fit_phase(self, number: int, phase: Phase) -> None:
+        groups = phase.apply(self.model)
+        self.best_state |= self._trained_state()
+        stores = {split: self._stores(split, self.splits[split]) for split in self.splits}
+        if number == 0 and stores["train"]:
+            statistics = {n: store.statistics() for n, store in stores["train"].items()}
+            self.model.fusion.standardise(
+                {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in statistics.items()}
+            )
+        batches = self._train_batches()
+        loader = self._loader("train", self.splits["train"], batches, stores["train"])
+        fused = self.accelerator.device.type in ("cpu", "cuda") and self.options.precision != "fp16"
+        optimizer = torch.optim.AdamW(groups, fused=fused)
+        curve = rate_curve(phase, phase.epochs * batches.steps)
+        # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
+        model, optimizer = self.accelerator.prepare(self.model, optimizer)
+        stale = 0
+        for epoch in range(phase.epochs):
+            batches.epoch = len(self.history)
+            loader.collate_fn.epoch.fill_(batches.epoch)
+            started = time.perf_counter()
+            self.model.train()
+            pending: list[Tensor] = []
+            title = f"phase {number + 1} epoch {epoch + 1}/{phase.epochs}"
+            steps = windows(self._noted("train", loader), self.options.accumulation)
+            for window in self.progress.track(steps, title, batches.steps):
+                pending.append(self._train_step(model, optimizer, scheduler, window))
+                if len(pending) == LOG_EVERY:
+                    self._log_losses(pending, scheduler)
+            self._log_losses(pending, scheduler)
+            self.seconds["training"] += time.perf_counter() - started
+            improved = self._end_epoch(number, epoch, batches.steps)
+            self.progress.line(f"{title}  {summary(self.history[-1])}")
+            stale = 0 if improved else stale + 1
+            if self.options.patience and stale >= self.options.patience:
+                break
+        optimizer.zero_grad(set_to_none=True)
+        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        self.model.load_state_dict(self.best_state, strict=False)  # frozen parts are as they were
+
+    def _train_step(
+        self, model: nn.Module, optimizer: Any, scheduler: Any, window: list[Batch]
+    ) -> Tensor:
+        """One optimiser step over the micro-batches of a window; -> its loss, on the device."""
+        counts = self._labelled_rows(window)
+        loss_of_step = torch.zeros((), device=self.accelerator.device)
+        for k, batch in enumerate(window):
+            batch = batch.to(self.accelerator.device, non_blocking=True)
+            last = k == len(window) - 1
+            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            with sync:
+                outputs = model(batch.inputs, len(batch))
+                loss = self._task_loss(outputs, batch, counts)
+                loss_of_step += loss.detach()
+                for method in self.strategy.methods:
+                    loss = method.on_loss(loss, self.model, batch, outputs)
+                # Gradients are averaged over processes, the loss is a sum over all of their rows.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+        for method in self.strategy.methods:
+            method.on_gradients(self.model)
+        if self.options.clip:
+            self.accelerator.clip_grad_norm_(model.parameters(), self.options.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if not self.accelerator.optimizer_step_was_skipped:
+            scheduler.step()
+        self.step += 1
+        for method in self.strategy.methods:
+            method.on_weights(self.model, self.step)
+        return loss_of_step
+
+    def _task_loss(self, outputs: Outputs, batch: Batch, counts: Mapping[str, Tensor]) -> Tensor:
+        losses = [
+            task.weight * task.loss(outputs.logits[name], batch.targets[name]).sum() / counts[name]
+            for name, task in self.model.tasks.items()
+        ]
+        return torch.stack(losses).sum()
+
+    def _labelled_rows(self, window: list[Batch]) -> dict[str, Tensor]:
+        """Per task, the labelled rows of a step over all micro-batches and processes, at least 1."""
+        tasks = self.model.tasks
+        counts = torch.tensor(
+            [sum(int(t.labelled(b.targets[n]).sum()) for b in window) for n, t in tasks.items()]
+        ).to(self.accelerator.device, non_blocking=True)
+        counts = self.accelerator.reduce(counts).clamp_min(1)
+        return dict(zip(tasks, counts, strict=True))
+
+    def _log_losses(self, pending: list[Tensor], scheduler: Any) -> None:
+        """Bring the losses of the last steps to the host, summed over processes, and clear them."""
+        if not pending:
+            return
+        losses = self.accelerator.reduce(torch.stack(pending)).tolist()
+        pending.clear()
+        first = len(self.losses)
+        self.losses += losses
+        for k, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss of step {first + k + 1} is {loss}: lower the rates, or clip"
+                )
+        self.progress.show(loss=sum(losses) / len(losses))
+        values = {"train/loss": sum(losses) / len(losses), "train/rate": scheduler.get_last_lr()[0]}
+        self.accelerator.log(values, step=len(self.losses))
+
+    def _end_epoch(self, number: int, epoch: int, steps: int) -> bool:
+        """Validate, keep the best weights; -> whether this epoch is the best so far."""
+        record: dict[str, Any] = {
+            "phase": number + 1,
+            "epoch": epoch + 1,
+            "train_loss": sum(self.losses[-steps:]) / steps,
+        }
+        improved = True
+        if "validation" in self.splits:
+            record["validation"] = self.evaluate(self.splits["validation"], "validation")
+            score = self.score(record["validation"])
+            improved = score > self.best_score
+            self.best_score = max(score, self.best_score)
+            scalars = {
+                f"validation/{task}/{metric}": value
+                for task, values in record["validation"].items()
+                for metric, value in values.items()
+            }
+            self.accelerator.log(scalars, step=len(self.losses))
+        self.history.append(record)
+        if improved:
+            self.best_state |= self._trained_state()
+            if self.output is not None and self.accelerator.is_main_process:
+                aside = self.output / "best.safetensors.part"
+                save_file(self.best_state, aside)
+                aside.rename(self.output / "best.safetensors")
+        return improved
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of all parts that train now, as copies on the CPU."""
+        trained = [n for n, e in self.model.encoders.items() if is_trainable(e)]
+        prefixes = ("fusion.", "heads.", *(f"encoders.{name}." for name in trained))
+        state = self.model.state_dict()
+        return {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in state.items()
+            if name.startswith(prefixes)
+        }
+
+    def score(self, metrics: Mapping[str, Mapping[str, float]]) -> float:
+        """What the best epoch is chosen by: the mean over tasks of their main metric."""
+        scores = [
+            metrics[name][task.score]
+            for name, task in self.model.tasks.items()
+            if task.score in metrics[name]
+        ]
+        return sum(scores) / len(scores) if scores else -math.inf
+
+    # -- looking at the result --------------------------------------------------------------------
+
+    def evaluate(self, rows: Rows, split: str = "test") -> dict[str, dict[str, float]]:
+        """Metrics of the present weights, the same for any number of processes."""
+        return compute_metrics(self.model.tasks, self.collect(rows, split))
+
+    def collect(self, rows: Rows, split: str = "test") -> Collected:
+        """Logits of every row, once, in order, on all processes."""
+        if split not in self.splits:
+            check_rows(rows, self.model.encoders, self.model.tasks, split)
+        stores = self._stores(split, rows)
+        started = time.perf_counter()
+        accelerator = self.accelerator
+        batches = EvaluationBatches(
+            len(rows),
+            self.options.evaluation_batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        training = self.model.training
+        self.model.eval()
+        kept: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor | None]] = []
+        with torch.inference_mode(), accelerator.autocast():
+            for batch in self._noted(split, self._loader(split, rows, batches, stores)):
+                batch = batch.to(accelerator.device, non_blocking=True)
+                out = self.model(batch.inputs, len(batch))
+                kept.append((batch.index, out.logits, batch.targets, out.weights))
+        index = torch.cat([k[0] for k in kept]).cpu()
+        mine = index >= 0
+        logits = {n: torch.cat([k[1][n] for k in kept]).float().cpu()[mine] for n in kept[0][1]}
+        targets = {n: torch.cat([k[2][n] for k in kept]).cpu()[mine] for n in kept[0][2]}
+        weights = [k[3] for k in kept if k[3] is not None]
+        weight = torch.cat(weights).float().cpu()[mine] if weights else None
+        parts = gather_object([(index[mine], logits, targets, weight)])
+        order = torch.cat([p[0] for p in parts]).argsort()
+        self.model.train(training)
+        self.seconds["evaluation"] += time.perf_counter() - started
+        return Collected(
+            {n: torch.cat([p[1][n] for p in parts])[order] for n in logits},
+            {n: torch.cat([p[2][n] for p in parts])[order] for n in targets},
+            torch.cat([p[3] for p in parts])[order] if weights else None,
+        )
+
+    def unreadable_counts(self) -> dict[str, dict[str, int]]:
+        """`{split: {column: values that could not be read}}`, over all processes."""
+        mine = [(s, c, sorted(rows)) for s, cs in self.unreadable.items() for c, rows in cs.items()]
+        found: dict[str, dict[str, set[int]]] = {}
+        for split, column, rows in gather_object(mine):
+            found.setdefault(split, {}).setdefault(column, set()).update(rows)
+        return {s: {c: len(rows) for c, rows in cs.items()} for s, cs in found.items()}
+
+    def save(self, directory: Path) -> None:
+        """Write the model, from the main process, while the others wait."""
+        if self.accelerator.is_main_process:
+            self.model.save_pretrained(directory)
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """End the trackers; all processes leave together (gloo aborts otherwise)."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    # -- data -------------------------------------------------------------------------------------
+
+    def _stores(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
+        """The feature stores of all modalities whose encoder is frozen now."""
+        frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
+        started = time.perf_counter()
+        for name, encoder in frozen.items():
+            if (split, name) in self.stores:
+                continue
+            title = f"features of {name}, {split}"
+            with self.progress.bar(title, len(rows)) as advance:
+                store, encoded = stored_features(
+                    name,
+                    encoder,
+                    rows,
+                    split,
+                    not self.model.fusion.uses_tokens,
+                    self.options,
+                    self.accelerator,
+                    advance,
+                )
+            self.stores[split, name] = store
+            self.encoded_rows += encoded
+            self._note_unreadable(split, {name: store.unreadable})
+            if encoded:
+                self.seconds["encoding"] += time.perf_counter() - started
+            started = time.perf_counter()
+        return {name: self.stores[split, name] for name in frozen}
+
+    def _train_batches(self) -> TrainBatches:
+        return TrainBatches(
+            len(self.splits["train"]),
+            self.options.batch_size,
+            self.options.seed,
+            self.options.accumulation,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+
+    def _loader(
+        self,
+        split: str,
+        rows: Rows,
+        batches: Sampler[list[int]],
+        stores: Mapping[str, FeatureStore],
+    ) -> Any:
+        training = isinstance(batches, TrainBatches)
+        model, options = self.model, self.options
+        augment = {}
+        if training and options.augment:
+            for name, encoder in model.encoders.items():
+                kind = getattr(encoder, "modality", None)
+                if is_trainable(encoder) and kind in AUGMENTATIONS:
+                    augment[name] = AUGMENTATIONS[kind]()
+        collate = Collate(
+            model.encoders,
+            model.tasks,
+            split=split,
+            on_error=options.on_error,
+            methods=self.strategy.methods if training else (),
+            augment=augment,
+            seed=options.seed,
+        )
+        return DataLoader(
+            NumberedRows(rows, [*model.encoders, *model.tasks], stores),  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=options.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def _noted(self, split: str, loader: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in loader:
+            self._note_unreadable(split, batch.unreadable)
+            yield batch
+
+    def _note_unreadable(self, split: str, found: Mapping[str, list[int]]) -> None:
+        for column, rows in found.items():
+            self.unreadable.setdefault(split, {}).setdefault(column, set()).update(rows)
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """One line about an epoch."""
+    parts = [f"loss {record['train_loss']:.4f}"]
+    for task, metrics in record.get("validation", {}).items():
+        shown = {k: v for k, v in metrics.items() if k not in ("rows", "loss")}
+        parts += [f"{task} {name} {value:.4f}" for name, value in shown.items()]
+    return "  ".join(parts)
