@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mmtransfer.encoders.base import Encoder, build_encoder
-    from mmtransfer.features import Features, Fused, Inputs
-    from mmtransfer.fusion.base import Fusion, build_fusion
-    from mmtransfer.model import TransferModel
-    from mmtransfer.registry import (
-        register_encoder,
-        register_fusion,
-        register_method,
-        register_strategy,
-        register_task,
-    )
-    from mmtransfer.tasks.base import Task, build_task
-    from mmtransfer.training.options import TrainingOptions
-    from mmtransfer.training.trainer import Trainer
-    from mmtransfer.transfer.base import Phase, Strategy, build_strategy
+    from mmtransfer.encoders.base import Encoder as Encoder
+    from mmtransfer.encoders.base import build_encoder as build_encoder
+    from mmtransfer.features import Features as Features
+    from mmtransfer.features import Fused as Fused
+    from mmtransfer.features import Inputs as Inputs
+    from mmtransfer.fusion.base import Fusion as Fusion
+    from mmtransfer.fusion.base import build_fusion as build_fusion
+    from mmtransfer.model import TransferModel as TransferModel
+    from mmtransfer.registry import register_encoder as register_encoder
+    from mmtransfer.registry import register_fusion as register_fusion
+    from mmtransfer.registry import register_method as register_method
+    from mmtransfer.registry import register_strategy as register_strategy
+    from mmtransfer.registry import register_task as register_task
+    from mmtransfer.tasks.base import Task as Task
+    from mmtransfer.tasks.base import build_task as build_task
+    from mmtransfer.training.options import TrainingOptions as TrainingOptions
+    from mmtransfer.training.trainer import Trainer as Trainer
+    from mmtransfer.transfer.base import Phase as Phase
+    from mmtransfer.transfer.base import Strategy as Strategy
+    from mmtransfer.transfer.base import build_strategy as build_strategy
 
 _HOME = {
     "Encoder": "encoders.base",

@@ -95,7 +95,7 @@ class Features:
 
 @dataclass
 class Fused:
-    """`vector (B, width)` for the heads and, where a fusion has them, `weights (B, M)` per modality."""
+    """`vector (B, width)` for the heads and, where a fusion has them, `weights (B, M)`."""
 
     vector: Tensor
     weights: Tensor | None = None

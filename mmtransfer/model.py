@@ -1,4 +1,4 @@
-"""The model: encoders -> fusion -> task heads, saved as a directory and loaded without a network."""
+"""The model: encoders -> fusion -> task heads; saved as a directory, loaded without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TransferModel(
 ):
     """Encoders by input column, one fusion, tasks by target column.
 
-    Raises `ValueError` when the fusion's modalities are not the encoders', or a name cannot be used.
+    Raises `ValueError` when fusion and encoders do not fit, or a name cannot be used.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TransferModel(
     def forward(self, inputs: Mapping[str, Inputs | Features], size: int) -> Outputs:
         """Per modality an encoder's inputs or ready features, of a batch of `size` rows.
 
-        Modalities that are left out are absent.  -> logits {task: (B, C)}, weights (B, M) or None.
+        What is left out is absent.  -> logits {task: (B, C)}, weights (B, M) or None.
         """
         features = {name: self.encode(name, inputs.get(name), size) for name in self.encoders}
         fused = self.fusion(features)
@@ -71,7 +71,7 @@ class TransferModel(
         return features if len(inputs.rows) == size else features.scatter(inputs.rows, size)
 
     def train(self, mode: bool = True) -> TransferModel:
-        """Training mode, in which what is frozen and all pretrained batch norm stay in eval mode."""
+        """Training mode, but what is frozen and pretrained batch norm stay in eval mode."""
         super().train(mode)
         if mode:
             for encoder in self.encoders.values():
@@ -88,7 +88,7 @@ class TransferModel(
     def predict(
         self, rows: Sequence[Mapping[str, Any]], batch_size: int = 32, on_error: str = "raise"
     ) -> list[dict[str, Any]]:
-        """Labels with probabilities, per task, and the weight of each modality, for every row.
+        """Labels with probabilities, per task, and the weight of each modality, per row.
 
         Rows may have any subset of the modalities; a missing key or `None` is a missing modality.
         -> `[{task: {"label", "probability"}, "weights": {modality: w} or None}, ...]`

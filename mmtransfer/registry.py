@@ -123,7 +123,7 @@ def import_class(path: str) -> Any:
 
 
 def check_options(factory: Callable[..., Any], options: Iterable[str], what: str) -> None:
-    """Raise `ValueError` for an option that `factory` does not take, with the nearest that it does."""
+    """Raise `ValueError` for an option that `factory` does not take, with the nearest valid one."""
     parameters = inspect.signature(factory).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return

@@ -38,7 +38,7 @@ class Stored:
 class Collate:
     """Turns `[(row number, row), ...]` into a `Batch`; runs in loader workers.
 
-    on_error: "raise" names the row and column of an unreadable value, "missing" counts it as missing
+    on_error: "raise" names row and column of an unreadable value, "missing" counts it missing
     methods: their `on_rows` acts before anything is read
     augment: per column, a function of the value and a generator seeded by seed, epoch and row
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,9 +17,9 @@ def filler(index: int) -> int:
 class TrainBatches(Sampler[list[int]]):
     """Shuffled micro-batches of one process.
 
-    The epoch's order is cut into *global* batches of `batch_size` rows, each of which is one
-    optimiser step, and each of these into `accumulation` x `processes` parts.  So the steps hold the
-    same rows whatever the number of processes; a last, smaller batch is split as evenly as it goes.
+    The epoch's order is cut into *global* batches of `batch_size` rows, each one optimiser step,
+    and each of these into `accumulation` x `processes` parts.  So the steps hold the same rows
+    whatever the number of processes; a last, smaller batch is split as evenly as it goes.
     """
 
     def __init__(
@@ -32,8 +33,8 @@ class TrainBatches(Sampler[list[int]]):
     ) -> None:
         if batch_size < accumulation * processes:
             raise ValueError(
-                f"batch_size {batch_size} is the rows of one step over all processes; it must be at "
-                f"least accumulation x processes = {accumulation} x {processes}"
+                f"batch_size {batch_size} is the rows of one step over all processes; it must "
+                f"be at least accumulation x processes = {accumulation} x {processes}"
             )
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.accumulation, self.rank, self.processes = accumulation, rank, processes
@@ -42,7 +43,7 @@ class TrainBatches(Sampler[list[int]]):
     @property
     def steps(self) -> int:
         """Optimiser steps per epoch."""
-        return -(-self.rows // self.batch_size)
+        return math.ceil(self.rows / self.batch_size)
 
     def __len__(self) -> int:
         return self.steps * self.accumulation
@@ -67,7 +68,7 @@ class EvaluationBatches(Sampler[list[int]]):
         self.rows, self.batch_size, self.rank, self.processes = rows, batch_size, rank, processes
 
     def __len__(self) -> int:
-        return -(-(-(-self.rows // self.batch_size)) // self.processes)
+        return math.ceil(math.ceil(self.rows / self.batch_size) / self.processes)
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = [list(b) for b in torch.arange(self.rows).split(self.batch_size)]

@@ -76,7 +76,7 @@ class FeatureStore(Sequence["np.ndarray | None"]):
 def write_shard(
     directory: Path, shard: int, width: int, rows: Iterable[Sequence[np.ndarray | None]]
 ) -> None:
-    """Write consecutive rows, given in chunks of `(T_i, D)` float32 arrays or None, as one shard."""
+    """Write consecutive rows, in chunks of `(T_i, D)` float32 arrays or None, as one shard."""
     directory.mkdir(parents=True, exist_ok=True)
     ends: list[int] = []
     length = 0

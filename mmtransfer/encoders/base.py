@@ -28,15 +28,14 @@ class Encoder(nn.Module, Configurable):
     width: int
     #: raw values of the rows that have this modality -> arguments of `forward`, B first
     collate: Callable[[list[Any]], dict[str, Tensor]]
+    #: what `collate` gives, as keywords -> Features of B rows
+    forward: Callable[..., Features]
     #: True when the weights come from elsewhere: batch norm then stays in eval mode
     pretrained: bool = False
 
-    def forward(self, **inputs: Tensor) -> Features:
-        raise NotImplementedError(f"{type(self).__name__} needs forward(**inputs) -> Features")
-
     @property
     def stages(self) -> list[nn.Module]:
-        """The trainable parts from input to output; parameters in none of them go with the first."""
+        """The trainable parts from input to output; parameters in none go with the first."""
         return [child for child in self.children() if any(True for _ in child.parameters())]
 
     def fingerprint(self) -> str:
@@ -78,9 +77,9 @@ class Encoder(nn.Module, Configurable):
 
 
 def split_stages(model: nn.Module) -> list[nn.Module]:
-    """Parts of a model around its largest list of blocks: [stem ..., block 0 ... block n, tail ...].
+    """Parts of a model around its largest list of blocks: [stem.., block 0 .. block n, tail..].
 
-    The largest `ModuleList` is the depth of the network; its parents are opened, all else stays whole.
+    The largest `ModuleList` is the network's depth; its parents are opened, all else stays whole.
     """
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
     blocks = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=None)
@@ -99,7 +98,7 @@ def split_stages(model: nn.Module) -> list[nn.Module]:
 
 
 def parse_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
-    """`name[:argument][?option=value&...]` -> (name, argument, options); values are read as JSON."""
+    """`name[:argument][?option=value&...]` -> (name, argument, options); values are JSON."""
     head, _, query = spec.partition("?")
     name, _, argument = head.partition(":")
     options: dict[str, Any] = {}

@@ -56,7 +56,7 @@ def decode_image(value: Any) -> Image.Image:
 
 
 def decode_audio(value: Any) -> Waveform:
-    """A mono waveform from bytes, a path, `{"bytes", "path"}`, `{"array", "sampling_rate"}` or itself.
+    """A mono waveform from bytes, a path, `{"bytes", "path"}` or `{"array", "sampling_rate"}`.
 
     Raises `ValueError` for data that is no sound or holds no finite samples.
     """

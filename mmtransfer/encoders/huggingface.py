@@ -31,7 +31,7 @@ MODALITIES = {
     "input_values": "audio",
     "input_features": "audio",
 }
-PROCESSORS = {
+PROCESSORS: dict[str, Any] = {
     "image": transformers.AutoImageProcessor,
     "text": transformers.AutoTokenizer,
     "audio": transformers.AutoFeatureExtractor,
@@ -110,9 +110,11 @@ class HuggingFaceEncoder(Encoder):
     Raises `ValueError` for a model of no known modality or a bad option.
     """
 
+    model: Any  # of no common type: every architecture has a class of its own
+
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         processor: Any,
         pool: str = "none",
         size: int | None = None,
@@ -229,9 +231,9 @@ class HuggingFaceEncoder(Encoder):
     def _width(self) -> int:
         config = self.model.config
         if hasattr(config, "hidden_size"):
-            return config.hidden_size
+            return int(config.hidden_size)
         if hasattr(config, "hidden_sizes"):
-            return config.hidden_sizes[-1]
+            return int(config.hidden_sizes[-1])
         # Some configurations do not say: ask the model.
         training = self.model.training
         with torch.no_grad():

@@ -29,7 +29,7 @@ def members_of(scores: Scores) -> list[str]:
 
 
 def print_scores(scores: Scores, title: str, corner: str = "") -> None:
-    """A table of percentages, mean ± deviation where there are several seeds, best per row in bold."""
+    """A table of percentages, mean ± deviation over several seeds, best per row in bold."""
     members = members_of(scores)
     table = Table(title=title, title_justify="left")
     table.add_column(corner)

@@ -13,7 +13,7 @@ from mmtransfer.tasks.base import Task
 
 @dataclass
 class Collected:
-    """Logits and targets of all rows, per task, in row order; weights (N, M) where there are any."""
+    """Logits and targets of all rows, per task, in row order; weights (N, M) if there are any."""
 
     logits: dict[str, Tensor]
     targets: dict[str, Tensor]

@@ -67,7 +67,7 @@ class Standardise(nn.Module):
 
 
 class PooledFusion(Fusion):
-    """Base of fusions on pooled vectors: standardises, projects, puts a learned vector where absent.
+    """Base of fusions on pooled vectors: standardise, project, a learned vector where absent.
 
     dropout: on the standardised features before the projection
     """
@@ -88,7 +88,9 @@ class PooledFusion(Fusion):
 
     def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
         for name, (mean, deviation) in statistics.items():
-            self.scales[name].fit(mean, deviation)
+            scale = self.scales[name]
+            assert isinstance(scale, Standardise)
+            scale.fit(mean, deviation)
 
     def project(self, features: dict[str, Features]) -> tuple[Tensor, Tensor]:
         """-> vectors (B, M, width), present (B, M), in the order of `modalities`."""

@@ -12,7 +12,7 @@ from mmtransfer.registry import register_fusion
 
 @register_fusion("concat")
 class ConcatFusion(PooledFusion):
-    """Projected vectors side by side, then one non-linear layer (early fusion, Ngiam et al., 2011)."""
+    """Projected vectors side by side, then one non-linear layer (Ngiam et al., ICML 2011)."""
 
     def __init__(self, widths: dict[str, int], width: int, dropout: float = 0.0) -> None:
         super().__init__(widths, width, dropout)

@@ -30,7 +30,7 @@ class ModalityDropout(Method):
             present = [name for name in context.modalities if row.get(name) is not None]
             kept = [name for name in present if draws[name] >= self._rate(name)]
             # The modality with the largest draw stays, so that no row is left empty.
-            kept = kept or sorted(present, key=lambda name, draws=draws: draws[name])[-1:]
+            kept = kept or sorted(present, key=draws.__getitem__)[-1:]
             row.update({name: None for name in present if name not in kept})
 
     def _rate(self, name: str) -> float:

@@ -30,7 +30,7 @@ class Task(Configurable):
         raise NotImplementedError
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        """Raw targets -> (B,) tensor with the ignore value where unlabelled; `ValueError` if bad."""
+        """Raw targets -> (B,) tensor, the ignore value where unlabelled; `ValueError` if bad."""
         raise NotImplementedError
 
     def labelled(self, targets: Tensor) -> Tensor:

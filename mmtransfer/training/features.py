@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def _encode(
     unreadable: list[int],
 ) -> Iterator[list[np.ndarray | None]]:
     """Chunks of one `(T_i, D)` array, or None, per row."""
-    loader = torch.utils.data.DataLoader(
+    loader: Any = torch.utils.data.DataLoader(
         NumberedRows(rows, [name]),  # type: ignore[arg-type]
         batch_sampler=[list(map(int, b)) for b in _split(mine, options.evaluation_batch_size)],
         collate_fn=collate,

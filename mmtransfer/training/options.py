@@ -15,7 +15,7 @@ class TrainingOptions:
 
     Attributes:
         batch_size: rows of one optimiser step, over all processes and accumulated micro-batches
-        accumulation: micro-batches per step; a process sees batch_size / accumulation / processes rows
+        accumulation: micro-batches per step, each of batch_size / accumulation / processes rows
         evaluation_batch_size: rows per process and forward pass without gradients
         precision: "no", "bf16" or "fp16" (autocast; fp16 needs a GPU)
         clip: largest gradient norm, 0 for no clipping

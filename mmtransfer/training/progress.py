@@ -22,9 +22,9 @@ Item = TypeVar("Item")
 class Progress:
     """Bars that vanish when their work is done; silent unless `shown`."""
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool, title: str = "") -> None:
         self.console = Console(stderr=True, quiet=not shown)
-        self.note = ""
+        self.title, self.note = title, ""
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -39,7 +39,8 @@ class Progress:
         )
         live = self.console.is_terminal and not self.console.quiet
         with Bars(*columns, console=self.console, transient=True, disable=not live) as bars:
-            task = bars.add_task(title, total=total, note="")
+            whole = ": ".join(part for part in (self.title, title) if part)
+            task = bars.add_task(whole, total=total, note="")
             yield lambda done: bars.update(task, advance=done, note=self.note)
 
     def track(self, items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
@@ -53,4 +54,5 @@ class Progress:
         self.note = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
     def line(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        """A line that stays, where no bar can be drawn or the run has no title of many."""
+        self.console.print(text, highlight=False, soft_wrap=True)

@@ -14,10 +14,11 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from mmtransfer.data.rows import Rows, column
+from mmtransfer.data.rows import Rows, column, columns_of
 from mmtransfer.encoders.base import Encoder, build_encoders
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
+from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import build_task
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.trainer import Trainer
@@ -39,6 +40,8 @@ def build_model(
     fused = build_fusion(fusion, {n: e.width for n, e in built.items()}, width, **fusion_options)
     targets = {name: build_task(spec) for name, spec in tasks.items()}
     for name, task in targets.items():
+        if name not in columns_of(train):
+            raise ValueError(f"the data has no column {name!r}.{nearest(name, columns_of(train))}")
         task.fit(list(column(train, name)))
     return TransferModel(built, fused, targets)
 
@@ -49,13 +52,17 @@ def run(
     strategy: Strategy,
     options: TrainingOptions,
     output: Path | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """Train on `data["train"]`, choose on "validation", report on "test"; -> the metrics.
 
     With an output directory: `model/`, `metrics.json`, `best.safetensors` and the trackers' logs.
     """
     started = time.perf_counter()
-    trainer = Trainer(model, data["train"], data.get("validation"), strategy, options, output)
+    parameters = sum(p.numel() for p in model.parameters())
+    trainer = Trainer(
+        model, data["train"], data.get("validation"), strategy, options, output, title
+    )
     history = trainer.fit()
     metrics: dict[str, Any] = {}
     for split in ("validation", "test"):
@@ -71,7 +78,7 @@ def run(
         "precision": options.precision,
         "device": str(state.device),
         "steps": trainer.step,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "strategy": strategy.config(),
         "history": history,
     }
@@ -83,7 +90,7 @@ def run(
 
 
 def prepare_output(output: Path, overwrite: bool) -> None:
-    """Make an output directory, empty of an earlier run.  Raises `FileExistsError` if it holds one."""
+    """Make an output directory.  Raises `FileExistsError` if it holds a run already."""
     marks = ("metrics.json", "config.yaml", "model", "best.safetensors", "logs")
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file, expected a directory")

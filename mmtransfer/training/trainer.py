@@ -47,6 +47,7 @@ class Trainer:
         strategy: Strategy,
         options: TrainingOptions | None = None,
         output: Path | None = None,
+        title: str = "",
     ) -> None:
         self.model, self.strategy = model, strategy
         self.options = options or TrainingOptions()
@@ -57,7 +58,8 @@ class Trainer:
             check_rows(validation, model.encoders, model.tasks, "validation")
             self.splits["validation"] = validation
         self.accelerator = make_accelerator(self.options, output)
-        self.progress = Progress(self.options.progress and self.accelerator.is_main_process)
+        shown = self.options.progress and self.accelerator.is_main_process
+        self.progress = Progress(shown, title)
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of every step
         self.seconds = {"encoding": 0.0, "training": 0.0, "evaluation": 0.0}
@@ -160,7 +162,7 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def _labelled_rows(self, window: list[Batch]) -> dict[str, Tensor]:
-        """Per task, the labelled rows of a step over all micro-batches and processes, at least 1."""
+        """Per task, the labelled rows of a step over micro-batches and processes, at least 1."""
         tasks = self.model.tasks
         counts = torch.tensor(
             [sum(int(t.labelled(b.targets[n]).sum()) for b in window) for n, t in tasks.items()]

@@ -1,0 +1,95 @@
+"""The `mmtransfer` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; a user's mistake ends with one clear line and exit code 2."""
+    from jsonargparse import auto_cli
+
+    commands: Any = {
+        "encoders": encoders,
+        "fusions": fusions,
+        "tasks": tasks,
+        "strategies": strategies,
+        "predict": predict,
+    }
+    try:
+        auto_cli(commands, args=arguments, prog="mmtransfer", as_positional=True)
+    except (ValueError, OSError) as error:
+        print(f"mmtransfer: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def encoders() -> None:
+    """List the encoders that a specification string can name."""
+    _list("encoders")
+    print("\nAny other class: <package.module>:<Class>.  Options follow after '?': hf:DIR?size=176")
+
+
+def fusions() -> None:
+    """List the fusions."""
+    _list("fusions")
+
+
+def tasks() -> None:
+    """List the tasks."""
+    _list("tasks")
+
+
+def strategies() -> None:
+    """List the strategies."""
+    _list("strategies")
+
+
+def predict(
+    model: str,
+    rows: Path,
+    output: Path | None = None,
+    batch_size: int = 32,
+    on_error: str = "raise",
+) -> None:
+    """Labels, probabilities and modality weights for the rows of a parquet file, as JSON lines.
+
+    Args:
+        model: directory of a saved model, or hub id
+        rows: parquet file; columns that the model does not know are ignored
+        output: write there instead of to the terminal
+        batch_size: rows per forward pass
+        on_error: "raise" stops at an unreadable value, "missing" counts it as missing
+    """
+    from mmtransfer.data.rows import read_parquet
+    from mmtransfer.model import TransferModel
+
+    if not rows.is_file():
+        raise FileNotFoundError(f"no such file: {rows}")
+    loaded = TransferModel.from_pretrained(model)
+    answers = loaded.predict(read_parquet([rows]), batch_size, on_error)
+    lines = "".join(json.dumps(answer) + "\n" for answer in answers)
+    if output is None:
+        print(lines, end="")
+    else:
+        output.write_text(lines)
+        print(f"{len(answers)} rows written to {output}")
+
+
+def _list(family: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    import mmtransfer.registry
+
+    registry: Any = getattr(mmtransfer.registry, family)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, line in registry.describe().items():
+        table.add_row(f"[bold]{name}[/bold]", line)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

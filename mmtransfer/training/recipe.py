@@ -1,0 +1,66 @@
+"""What every recipe does: load, train, compare with single modalities, leave table and chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from mmtransfer.data.rows import load_rows, with_label_names
+from mmtransfer.evaluation.charts import Scores, chart_scores, print_scores
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.run import build_model, run, write_json
+from mmtransfer.transfer.base import Strategy
+
+
+def train_on(
+    data: str | Path,
+    encoders: Mapping[str, str],
+    tasks: Mapping[str, Any],
+    model_options: Mapping[str, Any],
+    strategy: Strategy,
+    training: TrainingOptions,
+    output: Path,
+    single: bool = False,
+) -> dict[str, Any]:
+    """Train on a directory or hub id and leave model, metrics, table and chart in `output`.
+
+    single: also train each modality alone, for comparison
+    Raises `ValueError` when there is no encoder or no training split.
+    """
+    if not encoders:
+        raise ValueError("no encoder is given: name one for at least one column")
+    splits = load_rows(data)
+    if "train" not in splits:
+        raise ValueError(f"{data} has no train split; found {sorted(splits) or 'nothing'}")
+    for name in tasks:
+        splits = {split: with_label_names(rows, name) for split, rows in splits.items()}
+    shown = next(split for split in ("test", "validation", "train") if split in splits)
+    together = " + ".join(encoders)
+    model = build_model(encoders, tasks, splits["train"], seed=training.seed, **model_options)
+    metrics = run(model, splits, strategy, training, output, together)
+    metrics["single"] = {}
+    for column in encoders if single and len(encoders) > 1 else ():
+        chosen = {column: encoders[column]}
+        model = build_model(chosen, tasks, splits["train"], seed=training.seed, **model_options)
+        alone = run(model, splits, strategy, training, title=f"{column} alone")
+        metrics["single"][column] = alone.get(shown, {})
+    results = {**metrics["single"], together: metrics.get(shown, {})}
+    scores = {
+        task: {name: [found[task]["accuracy"]] for name, found in results.items() if task in found}
+        for task in tasks
+    }
+    if any(scores.values()):
+        leave(output, metrics, scores, f"Accuracy on {shown} rows")
+    return metrics
+
+
+def leave(output: Path, metrics: Mapping[str, Any], scores: Scores, title: str) -> None:
+    """Write `metrics.json` and `chart.png`, print the table; on the main process."""
+    write_json(output / "metrics.json", metrics)
+    if PartialState().is_main_process:
+        print_scores(scores, title)
+        chart_scores(scores, title, output / "chart.png")
+        print(f"model, metrics, chart and logs are in {output}")
