@@ -111,7 +111,9 @@ def with_label_names(rows: Rows, name: str) -> Rows:
 
     values = [names[v] if v is not None and v >= 0 else None for v in column(rows, name)]
     data: Any = rows
-    return data.remove_columns(name).add_column(name, values, feature=datasets.Value("string"))
+    aside = f"{name} as names"  # a data set that lost its only column would lose its length too
+    data = data.add_column(aside, values, feature=datasets.Value("string"))
+    return data.remove_columns(name).rename_column(aside, name)
 
 
 def check_rows(

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from mmtransfer.features import Batch
@@ -22,15 +23,16 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A modality that the batch of one process lacks leaves its parameters without a gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    try:
-        accelerator = Accelerator(
-            mixed_precision=options.precision,
-            log_with=list(options.track) if output is not None else None,
-            project_config=ProjectConfiguration(logging_dir=str(output)) if output else None,
-            kwargs_handlers=[unused],
-        )
-    except ValueError as error:
-        raise ValueError(f"precision {options.precision!r} cannot be used here: {error}") from error
+    if AcceleratorState._shared_state:
+        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    accelerator = Accelerator(
+        mixed_precision=options.precision,
+        log_with=list(options.track) if output is not None else None,
+        project_config=ProjectConfiguration(logging_dir=str(output)) if output else None,
+        kwargs_handlers=[unused],
+    )
+    if options.precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision 'fp16' needs a GPU, found the CPU: use 'bf16' or 'no'")
     if output is not None and options.track:
         accelerator.init_trackers("logs")
     return accelerator

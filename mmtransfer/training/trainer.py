@@ -77,12 +77,14 @@ class Trainer:
         set_seed(self.options.seed, device_specific=True)
         for number, phase in enumerate(self.strategy.phases):
             self._fit_phase(number, phase)
-        self.model.requires_grad_(True).eval()
+        self.model.eval()
         self.accelerator.wait_for_everyone()
         return self.history
 
     def _fit_phase(self, number: int, phase: Phase) -> None:
         groups = phase.apply(self.model)
+        changing = {name for name, e in self.model.encoders.items() if is_trainable(e)}
+        self.stores = {key: s for key, s in self.stores.items() if key[1] not in changing}
         self.best_state |= self._trained_state()
         stores = {split: self._stores(split, self.splits[split]) for split in self.splits}
         if number == 0 and stores["train"]:
@@ -293,7 +295,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """End the trackers; all processes leave together (gloo aborts otherwise)."""
+        """Unfreeze, end the trackers; all processes leave together (gloo aborts otherwise)."""
+        self.model.requires_grad_(True)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -302,9 +305,10 @@ class Trainer:
     def _stores(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
         """The feature stores of all modalities whose encoder is frozen now."""
         frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
+        known = self.splits.get(split) is rows  # other rows may come under any name
         started = time.perf_counter()
         for name, encoder in frozen.items():
-            if (split, name) in self.stores:
+            if known and (split, name) in self.stores:
                 continue
             title = f"features of {name}, {split}"
             with self.progress.bar(title, len(rows)) as advance:
@@ -375,6 +379,8 @@ class Trainer:
 
     def _note_unreadable(self, split: str, found: Mapping[str, list[int]]) -> None:
         for column, rows in found.items():
+            if not rows:
+                continue
             self.unreadable.setdefault(split, {}).setdefault(column, set()).update(rows)
 
 

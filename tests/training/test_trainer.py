@@ -1,0 +1,304 @@
+"""The loop against a plain one, the store, phases, best weights, precision, seeds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmtransfer.data.collate import Collate
+from mmtransfer.data.samplers import TrainBatches
+from mmtransfer.encoders.huggingface import HuggingFaceEncoder
+from mmtransfer.methods.base import Method
+from mmtransfer.model import TransferModel
+from mmtransfer.tasks.classification import IGNORE
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.run import build_model, run
+from mmtransfer.training.setup import rate_curve
+from mmtransfer.training.trainer import Trainer
+from mmtransfer.transfer.base import Phase, Strategy, build_strategy
+
+TASKS = {"product": "classification", "category": "classification"}
+TINY = {"image": "tiny-vit", "text": "tiny-bert"}
+
+
+def options(**changed) -> TrainingOptions:
+    return TrainingOptions(**{"batch_size": 16, "progress": False, **changed})
+
+
+def small(data, columns=TINY, seed=0, **changed) -> TransferModel:
+    return build_model(columns, TASKS, data["train"], "gated", 16, seed, **changed)
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_the_loop_is_a_plain_pytorch_loop(products):
+    """Same batches, loss, clipping, rate curve: bit-equal weights after two epochs."""
+    phase = Phase(2, lr=1e-2, encoder_lr=1e-3, warmup=0.2)
+    model = small(products)
+    plain = copy.deepcopy(model)
+    trainer = Trainer(model, products["train"], None, Strategy([phase]), options(clip=0.5))
+    trainer.fit()
+
+    groups = phase.apply(plain)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    curve = rate_curve(phase, 6)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
+    collate = Collate(plain.encoders, plain.tasks)
+    batches = TrainBatches(40, 16, 0)
+    losses = []
+    for epoch in range(2):
+        batches.epoch = epoch
+        plain.train()
+        for rows in batches:
+            batch = collate([(i, products["train"][i]) for i in rows])
+            out = plain(batch.inputs, len(batch))
+            loss = sum(
+                F.cross_entropy(out.logits[n], batch.targets[n], ignore_index=IGNORE) for n in TASKS
+            )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            losses.append(float(loss.detach()))
+    assert trainer.losses == pytest.approx(losses, abs=1e-5)
+    for name, tensor in plain.state_dict().items():
+        assert torch.allclose(model.state_dict()[name], tensor, atol=1e-5), name
+
+
+def test_accumulation_changes_nothing(products):
+    """Also with unlabelled rows spread unevenly, and a last window that is short."""
+    runs = []
+    for accumulation in (1, 3):
+        strategy = Strategy([Phase(2, lr=1e-2, encoder_lr=1e-3)])
+        trainer = Trainer(
+            small(products),
+            products["train"],
+            None,
+            strategy,
+            options(accumulation=accumulation),
+        )
+        trainer.fit()
+        runs.append(trainer.losses)
+    assert runs[0] == pytest.approx(runs[1], abs=1e-4)
+
+
+def test_a_probe_leaves_encoders_untouched_and_encodes_once(products, monkeypatch):
+    forwards = []
+    plain = HuggingFaceEncoder.forward
+    monkeypatch.setattr(
+        HuggingFaceEncoder,
+        "forward",
+        lambda self, **inputs: forwards.append(self.modality) or plain(self, **inputs),
+    )
+    strategy = build_strategy("linear_probe", epochs=3)
+    model = small(products)
+    before = state(model)
+    metrics = run(model, products, strategy, options())
+    after = state(model)
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("encoders."))
+    assert not torch.equal(before["heads.product.weight"], after["heads.product.weight"])
+    assert metrics["timing"]["encoded_rows"] == 2 * (40 + 19 + 21)
+    assert len(forwards) == 2 * 3  # one batch per split and modality, in all epochs together
+
+    forwards.clear()
+    again = run(small(products), products, strategy, options())
+    assert again["timing"]["encoded_rows"] == 0
+    assert again["timing"]["encoding"] == 0
+    assert forwards == []
+    assert again["test"] == metrics["test"]
+    assert again["history"] == metrics["history"]
+
+
+def test_other_data_or_weights_are_encoded_anew(products):
+    strategy = build_strategy("linear_probe", epochs=1)
+    run(small(products), products, strategy, options())
+    changed = {**products, "test": products["test"][:5]}
+    assert run(small(products), changed, strategy, options())["timing"]["encoded_rows"] == 10
+    other = run(small(products, seed=1), products, strategy, options())
+    assert other["timing"]["encoded_rows"] == 2 * 80
+
+
+def test_stored_features_train_like_encoder_inputs(products):
+    """A probe from the store ends like one whose frozen encoders run in every step."""
+    phase = Phase(2, lr=1e-2)
+    model = small(products)
+    twin = copy.deepcopy(model)
+    Trainer(model, products["train"], None, Strategy([phase]), options()).fit()
+    trainer = Trainer(twin, products["train"], None, Strategy([phase]), options())
+    encode = trainer._stores
+
+    def statistics_only(split, rows):
+        if not trainer.history and not trainer.losses:
+            stores = encode(split, rows)
+            found = {n: s.statistics() for n, s in stores.items()}
+            twin.fusion.standardise(
+                {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in found.items()}
+            )
+        return {}
+
+    trainer._stores = statistics_only
+    trainer.fit()
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(twin.state_dict()[name], tensor, atol=2e-4), name
+
+
+def test_lp_ft_freezes_first_and_then_trains_all(products):
+    seen = []
+
+    class Spy(Method):
+        def on_gradients(self, model):
+            encoder = model.encoders["image"]
+            seen.append(any(p.grad is not None for p in encoder.parameters()))
+
+    strategy = build_strategy("lp_ft", [Spy()], probe_epochs=2, epochs=1)
+    Trainer(small(products), products["train"], None, strategy, options()).fit()
+    assert seen == [False] * 6 + [True] * 3
+
+
+def test_frozen_encoders_stay_in_eval_mode(products):
+    seen = set()
+
+    class Spy(Method):
+        def on_weights(self, model, step):
+            seen.add((model.encoders["image"].training, model.encoders["text"].training))
+
+    strategy = Strategy([Phase(1, encoder_lr={"image": 1e-3})], [Spy()])
+    Trainer(small(products), products["train"], None, strategy, options()).fit()
+    assert seen == {(True, False)}
+
+
+def test_the_best_epoch_is_kept(products, tmp_path):
+    strategy = Strategy([Phase(6, lr=0.05, schedule="constant")])
+    model = small(products)
+    trainer = Trainer(
+        model, products["train"], products["validation"], strategy, options(), tmp_path
+    )
+    history = trainer.fit()
+    scores = [trainer.score(record["validation"]) for record in history]
+    assert len(set(scores)) > 1  # else this test would show nothing
+    assert trainer.score(trainer.evaluate(products["validation"], "validation")) == max(scores)
+    assert (tmp_path / "best.safetensors").is_file()
+    trainer.close()
+
+
+def test_patience_ends_a_phase(products):
+    strategy = Strategy([Phase(30, lr=1e-9, warmup=0.0, schedule="constant")])
+    trainer = Trainer(
+        small(products), products["train"], products["validation"], strategy, options(patience=2)
+    )
+    assert len(trainer.fit()) == 3
+
+
+def test_same_seed_same_weights_whatever_the_workers(products):
+    def train(seed, workers):
+        strategy = Strategy(
+            [Phase(2, 1e-2, 1e-3)], build_strategy("full", ["modality_dropout"]).methods
+        )
+        model = small(products, dropout=0.2)
+        chosen = options(seed=seed, workers=workers, augment=True)
+        Trainer(model, products["train"], None, strategy, chosen).fit()
+        return state(model)
+
+    first = train(0, 0)
+    assert same(first, train(0, 0))
+    assert same(first, train(0, 2))
+    assert not same(first, train(1, 0))
+
+
+def test_bf16_learns(products):
+    strategy = Strategy([Phase(8, 2e-2, 2e-3)])
+    trainer = Trainer(small(products), products["train"], None, strategy, options(precision="bf16"))
+    trainer.fit()
+    assert sum(trainer.losses[-3:]) < 0.7 * sum(trainer.losses[:3])
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert "_original_forward" not in vars(trainer.model)  # saved and used without autocast
+
+
+def test_every_row_without_a_modality_in_validation_is_data(products):
+    silent = [row | {"text": None} for row in products["validation"]]
+    strategy = build_strategy("linear_probe", epochs=1)
+    trainer = Trainer(small(products), products["train"], silent, strategy, options())
+    assert trainer.fit()[0]["validation"]["product"]["rows"] == 19
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: options(precision="bf61"), ValueError, "Did you mean 'bf16'"),
+        (lambda: options(batch_size=0), ValueError, "batch_size must be at least 1, found 0"),
+        (lambda: options(clip=-1.0), ValueError, "clip must not be negative"),
+    ],
+)
+def test_bad_options_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")
+def test_fp16_without_a_gpu_is_refused(products):
+    with pytest.raises(ValueError, match="needs a GPU, found the CPU"):
+        Trainer(
+            small(products),
+            products["train"],
+            None,
+            build_strategy("full"),
+            options(precision="fp16"),
+        )
+
+
+def test_a_loss_that_is_no_number_stops_the_run(products):
+    class Poison(Method):
+        def on_weights(self, model, step):
+            if step == 2:
+                next(model.heads.parameters()).data.fill_(float("nan"))
+
+    strategy = Strategy([Phase(2)], [Poison()])
+    with pytest.raises(FloatingPointError, match="loss of step 3 is nan"):
+        Trainer(small(products), products["train"], None, strategy, options()).fit()
+
+
+def test_unreadable_values_are_counted_once(products, picture):
+    data = {k: [dict(r) for r in v] for k, v in products.items()}
+    data["train"][4]["image"] = b"broken"
+    for strategy in (build_strategy("linear_probe", epochs=2), build_strategy("full", epochs=2)):
+        with pytest.raises(ValueError, match="train row 4, column 'image' cannot be read"):
+            run(small(data), data, strategy, options())
+        metrics = run(small(data), data, strategy, options(on_error="missing"))
+        assert metrics["unreadable"] == {"train": {"image": 1}}
+
+
+def test_a_run_leaves_its_outputs(products, tmp_path: Path):
+    strategy = build_strategy("lp_ft", probe_epochs=1, epochs=1)
+    metrics = run(small(products), products, strategy, options(), tmp_path)
+    assert set(metrics["test"]) == set(TASKS)
+    assert {"accuracy", "f1_macro", "loss", "rows"} == set(metrics["test"]["product"])
+    assert metrics["test"]["product"]["rows"] == 21
+    assert (tmp_path / "metrics.json").is_file()
+    events = list((tmp_path / "logs").rglob("events.out.tfevents*"))
+    assert events
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = EventAccumulator(str(events[0].parent))
+    log.Reload()
+    assert "train/loss" in log.Tags()["scalars"]
+    assert "validation/product/accuracy" in log.Tags()["scalars"]
+
+    loaded = TransferModel.from_pretrained(tmp_path / "model")
+    answers = loaded.predict(products["test"])
+    right = [
+        a["product"]["label"] == r["product"]
+        for a, r in zip(answers, products["test"], strict=True)
+    ]
+    assert sum(right) / len(right) == pytest.approx(metrics["test"]["product"]["accuracy"])
