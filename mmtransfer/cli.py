@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point; a user's mistake ends with one clear line and exit code 2."""
+def command(components: Any, name: str, arguments: list[str] | None = None) -> None:
+    """Run a function, or one of several by name, with options from its type hints.
+
+    A user's mistake ends with one clear line and exit code 2; `MMTRANSFER_TRACEBACK=1` shows where.
+    """
     from jsonargparse import auto_cli
 
-    commands: Any = {
+    several = isinstance(components, dict)
+    try:
+        auto_cli(components, args=arguments, prog=name, as_positional=several)
+    except (ValueError, OSError, ArithmeticError) as error:
+        if os.environ.get("MMTRANSFER_TRACEBACK"):
+            raise
+        print(f"{name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `mmtransfer` command."""
+    commands = {
         "encoders": encoders,
         "fusions": fusions,
         "tasks": tasks,
         "strategies": strategies,
         "predict": predict,
     }
-    try:
-        auto_cli(commands, args=arguments, prog="mmtransfer", as_positional=True)
-    except (ValueError, OSError) as error:
-        print(f"mmtransfer: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    command(commands, "mmtransfer", arguments)
 
 
 def encoders() -> None:

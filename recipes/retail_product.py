@@ -4,25 +4,25 @@ The whole story of transfer on embedded data, in one table (a few minutes on 2 C
 
     python recipes/retail_product.py
 
-Your own data (train, val and test parquet files with the same columns) and pretrained encoders:
+Your own data (train, val and test parquet files) and pretrained encoders:
 
     accelerate launch recipes/retail_product.py --data DIR --image hf:google/vit-base-patch16-224 \
-        --text hf:google-bert/bert-base-uncased --audio hf:facebook/wav2vec2-base \
-        --fusion gated --strategy linear_probe --output runs/retail
+        --text hf:google-bert/bert-base-uncased --audio hf:facebook/wav2vec2-base
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
 from mmtransfer import Phase, Strategy, TrainingOptions, build_strategy
+from mmtransfer.cli import command
 from mmtransfer.data.products import product_data
 from mmtransfer.training.recipe import leave, train_on
 from mmtransfer.training.run import build_model, prepare_output, run, write_config
+from mmtransfer.training.setup import end_processes
 
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
 TASKS = {"product": "classification", "category": "classification"}
@@ -41,8 +41,7 @@ STRATEGIES = {
 
 def tell_story(output: Path, seeds: int, training: TrainingOptions) -> None:
     """Pretrain three tiny encoders on source products; compare strategies on new products."""
-    data = product_data(seed=training.seed)
-    source, target = data["source"], data["target"]
+    source, target = product_data(seed=training.seed).values()
     pretrained = {}
     for column, phase in PRETRAINING.items():
         model = build_model({column: TINY[column]}, TASKS, source["train"], width=128)
@@ -56,12 +55,10 @@ def tell_story(output: Path, seeds: int, training: TrainingOptions) -> None:
             for seed in range(seeds):
                 encoders = TINY if name == "from_scratch" else deepcopy(pretrained)
                 chosen = {column: encoders[column] for column in columns}
-                model = build_model(
-                    chosen, TASKS, target["train"], width=128, seed=seed, dropout=0.3
-                )
-                last = name == "lp_ft" and len(columns) == 3 and seed == seeds - 1
-                title = f"{name}, {label}, seed {seed}"
-                metrics = run(model, target, strategy, training, output if last else None, title)
+                model = build_model(chosen, TASKS, target["train"], width=128, seed=seed)
+                last = (name, label, seed) == ("lp_ft", "image + text + audio", seeds - 1)
+                where, title = output if last else None, f"{name}, {label}, seed {seed}"
+                metrics = run(model, target, strategy, replace(training, seed=seed), where, title)
                 found = scores.setdefault(name, {}).setdefault(label, [])
                 found.append(metrics["test"]["product"]["accuracy"])
     leave(output, metrics | {"table": scores}, scores, "Test accuracy on new products")
@@ -88,8 +85,8 @@ def main(
     """Recognise products from photo, label text and speech.
 
     Args:
-        data: directory or hub id of your own data; without it, the story on embedded data
-        image: encoder of the image column, as a specification (see `mmtransfer encoders`)
+        data: directory or hub id of your own data, or nothing for the story
+        image: encoder of the image column (see `mmtransfer encoders`)
         text: encoder of the text column
         audio: encoder of the audio column
         tasks: what to learn, by target column
@@ -99,7 +96,7 @@ def main(
         strategy: name (see `mmtransfer strategies`) or phases written out
         strategy_options: options of a named strategy
         methods: what else acts on the loop, by name
-        training: everything that is no question of transfer
+        training: batch size, precision, seed, cache and the like
         single: also train each modality alone, for comparison
         seeds: repetitions of each cell of the story's table
         output: directory for model, metrics, chart and logs
@@ -113,10 +110,11 @@ def main(
         tell_story(output, seeds, training)
     else:
         encoders = {"image": image, "text": text, "audio": audio}
-        chosen = {column: spec for column, spec in encoders.items() if spec}
+        encoders = {column: spec for column, spec in encoders.items() if spec}
         options = {"fusion": fusion, "width": width, "dropout": dropout}
-        train_on(data, chosen, tasks, options, plan, training, output, single)
+        train_on(data, encoders, tasks, options, plan, training, output, single)
+    end_processes()
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    command(main, "retail_product.py")

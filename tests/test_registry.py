@@ -1,4 +1,4 @@
-"""Names to classes: nearest suggestions, discovery, and saved configurations that cannot do harm."""
+"""Names to classes: nearest names, discovery, and saved configurations that can do no harm."""
 
 import sys
 from pathlib import Path

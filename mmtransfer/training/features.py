@@ -90,6 +90,7 @@ def _encode(
         batch_sampler=[list(map(int, b)) for b in _split(mine, options.evaluation_batch_size)],
         collate_fn=collate,
         num_workers=options.workers,
+        generator=torch.Generator(),  # encoding must not move the random state of training
         pin_memory=accelerator.device.type == "cuda",
     )
     training = encoder.training

@@ -91,7 +91,7 @@ def run(
 
 def prepare_output(output: Path, overwrite: bool) -> None:
     """Make an output directory.  Raises `FileExistsError` if it holds a run already."""
-    marks = ("metrics.json", "config.yaml", "model", "best.safetensors", "logs")
+    marks = ("metrics.json", "model", "best.safetensors")  # what it would be a pity to lose
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file, expected a directory")
     held = [name for name in marks if (output / name).exists()]
@@ -104,9 +104,12 @@ def prepare_output(output: Path, overwrite: bool) -> None:
     state.wait_for_everyone()  # all processes have looked before one of them writes
     if state.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        for name in held:
+        for name in (*held, "logs"):
             path = output / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     state.wait_for_everyone()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
@@ -24,7 +24,7 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
     # A modality that the batch of one process lacks leaves its parameters without a gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     if AcceleratorState._shared_state:
-        AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+        AcceleratorState._reset_state()  # an earlier run here may have had another precision
     accelerator = Accelerator(
         mixed_precision=options.precision,
         log_with=list(options.track) if output is not None else None,
@@ -36,6 +36,13 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
     if output is not None and options.track:
         accelerator.init_trackers("logs")
     return accelerator
+
+
+def end_processes() -> None:
+    """Last line of a script: all processes leave together, as gloo aborts otherwise."""
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def rate_curve(phase: Phase, steps: int) -> Callable[[int], float]:

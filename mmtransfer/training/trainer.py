@@ -295,10 +295,10 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Unfreeze, end the trackers; all processes leave together (gloo aborts otherwise)."""
+        """Unfreeze the model and end the trackers; the processes live on (see `end_processes`)."""
         self.model.requires_grad_(True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     # -- data -------------------------------------------------------------------------------------
 
@@ -369,6 +369,7 @@ class Trainer:
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=options.workers,
+            generator=torch.Generator(),  # else each loader draws from the state of drop-out
             pin_memory=self.accelerator.device.type == "cuda",
         )
 

@@ -63,7 +63,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 class Layered(Encoder):
-    """Token ids to vectors through a stack of blocks, batch norm and dropout: all kinds of state."""
+    """Token ids to vectors through blocks, batch norm and dropout: all kinds of state."""
 
     def __init__(self, width: int = 4, depth: int = 2, note: str = "") -> None:
         super().__init__()
@@ -190,9 +190,7 @@ def test_a_saved_file_cannot_have_other_classes_called(plugin: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("config", [{}, {"class": "Layered"}, {"class": "mmt_nowhere:Layered"}])
-def test_a_saved_encoder_without_a_class_is_refused(
-    config: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_saved_encoder_without_a_class_is_refused(config: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "encoder.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r".+"):
         Encoder.load(tmp_path)

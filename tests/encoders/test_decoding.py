@@ -1,4 +1,4 @@
-"""Raw values to pictures and sounds: the same content in every form, and nothing lost on the way."""
+"""Raw values to pictures and sounds: the same content in every form, and nothing is lost."""
 
 import io
 from collections.abc import Callable

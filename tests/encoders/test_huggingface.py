@@ -21,8 +21,8 @@ from mmtransfer.encoders.decoding import Waveform
 from mmtransfer.testing import check_encoder
 
 Maker = Callable[..., bytes]
-WORDS = "[PAD] [UNK] a red ripe apple in the box and one green pear".split()
 TEXTS = ["a red ripe apple", "pear", "one green apple and a red pear in the box"]
+WORDS = ["[PAD]", "[UNK]", *sorted({word for text in TEXTS for word in text.split()})]
 SMALL = {
     "hidden_size": 16,
     "num_hidden_layers": 3,
@@ -33,7 +33,7 @@ CONV = {"conv_dim": (8, 8), "conv_kernel": (40, 4), "conv_stride": (20, 4)}
 
 
 class Kind(NamedTuple):
-    """A tiny model with its processor, on disk, and what plain transformers makes of some values."""
+    """A tiny model with its processor, on disk."""
 
     directory: Path
     modality: str
@@ -206,14 +206,6 @@ def test_stages_cover_every_parameter_from_input_to_output(kind: Kind, values: l
             module.register_forward_hook(lambda *_, n=number: order.append(n))
     encoder(**encoder.collate(values))
     assert list(dict.fromkeys(order)) == list(range(len(encoder.stages)))
-
-
-def test_gradients_reach_every_weight(kind: Kind, values: list[Any]) -> None:
-    encoder = build_encoder(f"hf:{kind.directory}").train()
-    pooled = encoder(**encoder.collate(values)).pooled()
-    (pooled * torch.randn_like(pooled)).sum().backward()
-    idle = [n for n, p in encoder.named_parameters() if p.grad is None]
-    assert idle == []
 
 
 @pytest.mark.parametrize("pool", ["none", "mean", "first"])
@@ -429,9 +421,7 @@ def test_of_an_encoder_decoder_the_encoder_is_taken_and_comes_back(
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-bert", "tiny-wav2vec2"])
 @pytest.mark.parametrize("pool", ["none", "mean"])
-def test_tiny_encoders_keep_the_contract(
-    name: str, pool: str, picture: Maker, clip: Maker
-) -> None:
+def test_tiny_encoders_keep_the_contract(name: str, pool: str, picture: Maker, clip: Maker) -> None:
     torch.manual_seed(0)
     values = {
         "tiny-vit": [picture(0), picture(1, (20, 90))],
@@ -458,7 +448,9 @@ def test_real_mobilenet_is_plain_transformers(mobilenet: Path, picture: Maker) -
         features = encoder(**encoder.collate(values))
         pictures = [Image.open(io.BytesIO(value)) for value in values]
         out = model(**processor(pictures, return_tensors="pt"))
-    torch.testing.assert_close(features.tokens, out.last_hidden_state.flatten(2).mT, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        features.tokens, out.last_hidden_state.flatten(2).mT, atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(features.pooled(), out.pooler_output, atol=1e-5, rtol=1e-4)
     assert features.mask.all()
     assert features.tokens.shape == (2, 49, encoder.width)
@@ -469,7 +461,10 @@ def test_real_mobilenet_is_plain_transformers(mobilenet: Path, picture: Maker) -
 def test_real_minilm_pools_like_sentence_transformers(minilm: Path) -> None:
     texts = ["Royal Gala apples, 1 kg", "milk", "a much longer sentence about oat milk and pears"]
     encoder = build_encoder(f"hf:{minilm}?pool=mean").eval()
-    model, tokenizer = AutoModel.from_pretrained(minilm).eval(), AutoTokenizer.from_pretrained(minilm)
+    model, tokenizer = (
+        AutoModel.from_pretrained(minilm).eval(),
+        AutoTokenizer.from_pretrained(minilm),
+    )
     coded = tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = model(**coded).last_hidden_state

@@ -178,9 +178,7 @@ def test_the_end_of_a_real_clip_is_heard(
     quiet = samples.copy()
     quiet[-4800:] = 0  # the last 0.3 s
     with torch.no_grad():
-        a, b = (
-            encoder(**encoder.collate([Waveform(s, 16000)])).pooled() for s in (samples, quiet)
-        )
+        a, b = (encoder(**encoder.collate([Waveform(s, 16000)])).pooled() for s in (samples, quiet))
     assert (a - b).abs().max() > 1e-2
 
 

@@ -1,0 +1,193 @@
+"""Classification: labels in and out, the loss and the metrics against their references."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+from torch.nn import functional as F
+
+from mmtransfer.tasks.base import Task, build_task
+from mmtransfer.tasks.classification import IGNORE, Classification
+from mmtransfer.testing import check_task
+
+LABELS = st.one_of(
+    st.lists(st.text(max_size=5), min_size=1, max_size=20),
+    st.lists(st.integers(-50, 50), min_size=1, max_size=20),
+)
+GAPS = st.lists(st.sampled_from([None, math.nan]), max_size=3)
+
+
+@given(LABELS, GAPS, st.randoms())
+@settings(deadline=None)
+def test_labels_come_back_through_codes_and_logits(labels: Any, gaps: Any, random: Any) -> None:
+    values = [*labels, *gaps]
+    random.shuffle(values)
+    task = Classification()
+    task.fit(values)
+    assert task.classes == sorted(set(labels))
+    codes = task.encode(values)
+    assert codes.dtype == torch.int64
+    known = task.labelled(codes)
+    assert known.sum() == len(labels)
+    logits = F.one_hot(codes[known], len(task.classes)) * 30.0
+    answers = [answer["label"] for answer in task.predict(logits)]
+    assert answers == [v for v in values if not (v is None or v != v)]
+    twin = Task.from_config(json.loads(json.dumps(task.config())))
+    assert torch.equal(twin.encode(values), codes)
+
+
+@pytest.mark.parametrize(
+    "nothing", [None, math.nan, float("nan"), np.nan, np.float64("nan"), np.float32("nan")]
+)
+def test_none_and_every_nan_are_unlabelled(nothing: Any) -> None:
+    task = Classification(["a", "b"])
+    codes = task.encode([nothing, "b", nothing])
+    assert codes.tolist() == [IGNORE, 1, IGNORE]
+    assert task.labelled(codes).tolist() == [False, True, False]
+    learned = Classification()
+    learned.fit([nothing, "b"])
+    assert learned.classes == ["b"]
+
+
+def test_the_contract_holds() -> None:
+    check_task(Classification(), ["pear", "apple", None, "pear", "plum"])
+
+
+def test_a_label_outside_the_classes_names_itself_and_the_nearest() -> None:
+    task = Classification(["apple", "pear", "plum"])
+    with pytest.raises(ValueError, match="label 'appel' is none of the 3 classes.*mean 'apple'"):
+        task.encode(["pear", "appel"])
+    with pytest.raises(ValueError, match="label '' is none"):
+        task.encode([""])
+    with pytest.raises(ValueError, match="label 7 is none of the 2 classes"):
+        Classification([1, 2]).encode([7])
+
+
+def test_given_classes_are_checked_against_the_training_column() -> None:
+    task = Classification(["apple", "pear"])
+    with pytest.raises(ValueError, match="label 'plum'"):
+        task.fit(["apple", "plum"])
+    assert task.classes == ["apple", "pear"]
+
+
+def test_a_column_without_labels_teaches_no_classes() -> None:
+    with pytest.raises(ValueError, match="no labelled row"):
+        Classification().fit([None, math.nan])
+    for use in (lambda t: t.encode(["a"]), lambda t: t.head(3), lambda t: t.metrics()):
+        with pytest.raises(ValueError, match=r"not known yet: call fit\(values\) or give classes"):
+            use(Classification())
+
+
+def test_a_class_given_twice_is_refused() -> None:
+    # One of its two outputs could never be right.
+    with pytest.raises(ValueError, match="apple"):
+        Classification(["apple", "pear", "apple"])
+
+
+def test_classes_of_a_numpy_column_can_be_saved() -> None:
+    task = Classification()
+    task.fit(list(np.array([3, 1, 3])))
+    twin = Task.from_config(json.loads(json.dumps(task.config())))
+    assert twin.encode([1, 3]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_smoothing_that_is_no_share_is_refused(smoothing: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"label_smoothing must lie in \[0, 1\), found {smoothing}"
+    ):
+        Classification(label_smoothing=smoothing)
+
+
+def test_tasks_are_built_by_name_and_mistakes_named() -> None:
+    task = build_task({"name": "classification", "classes": ["a"], "weight": 0.5})
+    assert isinstance(task, Classification)
+    assert (task.classes, task.weight) == (["a"], 0.5)
+    with pytest.raises(ValueError, match="unknown task 'clasification'.*mean 'classification'"):
+        build_task("clasification")
+    with pytest.raises(ValueError, match="no option 'label_smothing'.*mean 'label_smoothing'"):
+        build_task("classification", label_smothing=0.1)
+
+
+def test_the_loss_is_cross_entropy_per_row() -> None:
+    torch.manual_seed(0)
+    task = Classification(list("abcde"))
+    logits, targets = torch.randn(20, 5, requires_grad=True), torch.randint(5, (20,))
+    loss = task.loss(logits, targets)
+    torch.testing.assert_close(loss.mean(), F.cross_entropy(logits, targets))
+    assert loss.shape == (20,)
+
+
+def test_unlabelled_rows_have_no_loss_and_no_gradient() -> None:
+    task = Classification(list("abc"), label_smoothing=0.1)
+    logits = torch.randn(4, 3, requires_grad=True)
+    targets = torch.tensor([0, IGNORE, 2, IGNORE])
+    loss = task.loss(logits, targets)
+    assert loss[[1, 3]].tolist() == [0, 0]
+    loss.sum().backward()
+    assert not logits.grad[[1, 3]].any()
+    assert logits.grad[[0, 2]].abs().min() > 0
+
+
+def test_a_batch_without_any_label_has_a_finite_loss_of_zero() -> None:
+    task = Classification(list("abc"))
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = task.loss(logits, torch.tensor([IGNORE, IGNORE])).sum()
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+def test_labels_are_smoothed_in_training_and_never_in_evaluation() -> None:
+    task = Classification(list("abcd"), label_smoothing=0.2)
+    logits, targets = torch.randn(9, 4), torch.randint(4, (9,))
+    training = task.loss(logits, targets)
+    torch.testing.assert_close(
+        training.mean(), F.cross_entropy(logits, targets, label_smoothing=0.2)
+    )
+    with torch.no_grad():
+        evaluation = task.loss(logits, targets)
+    torch.testing.assert_close(evaluation.mean(), F.cross_entropy(logits, targets))
+
+
+def test_the_loss_of_half_precision_logits_is_taken_in_full_precision() -> None:
+    task = Classification(list("abcd"))
+    logits, targets = torch.randn(50, 4).bfloat16(), torch.randint(4, (50,))
+    loss = task.loss(logits, targets)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, F.cross_entropy(logits.float(), targets, reduction="none"))
+
+
+def test_predictions_are_the_largest_softmax_and_plain_values() -> None:
+    task = Classification(["x", "y", "z"])
+    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, 0.0, 0.0]])
+    answers = task.predict(logits)
+    assert [answer["label"] for answer in answers] == ["y", "x"]
+    expected = logits.softmax(1).amax(1).tolist()
+    assert [answer["probability"] for answer in answers] == pytest.approx(expected)
+    assert json.loads(json.dumps(answers)) == answers
+
+
+@given(st.integers(2, 12), st.integers(1, 30), st.integers(0, 2**32))
+@settings(deadline=None, max_examples=25)
+def test_metrics_are_those_of_scikit_learn(classes: int, rows: int, seed: int) -> None:
+    # With few rows and many classes some occur neither in the targets nor in the predictions.
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, classes, generator=generator)
+    targets = torch.randint(classes, (rows,), generator=generator)
+    task = Classification(range(classes))
+    metrics = task.metrics()
+    for chunk in zip(logits.split(7), targets.split(7), strict=True):  # in batches, as in a loop
+        metrics.update(*chunk)
+    found = {name: value.item() for name, value in metrics.compute().items()}
+    guesses = logits.argmax(1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(targets, guesses), abs=1e-6)
+    expected = f1_score(targets, guesses, average="macro", zero_division=0)
+    assert found["f1_macro"] == pytest.approx(expected, abs=1e-6)
+    assert task.score in found

@@ -1,0 +1,156 @@
+"""The command: what it lists and predicts, one line per error, and nothing heavy before it must."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mmtransfer import registry
+from mmtransfer.cli import main
+from mmtransfer.encoders.base import build_encoder
+from mmtransfer.fusion.base import build_fusion
+from mmtransfer.model import TransferModel
+from mmtransfer.tasks.classification import Classification
+
+Maker = Callable[..., bytes]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny saved model of pictures and texts."""
+    torch.manual_seed(0)
+    encoders = {
+        "image": build_encoder("tiny-vit?width=16&layers=1"),
+        "text": build_encoder("tiny-bert?width=16&layers=1"),
+    }
+    fusion = build_fusion("gated", {"image": 16, "text": 16}, 8)
+    tasks = {"product": Classification(["apple", "pear", "größe"])}
+    directory = tmp_path_factory.mktemp("cli") / "model"
+    TransferModel(encoders, fusion, tasks).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def rows(picture: Maker, tmp_path: Path) -> Path:
+    """Three rows: both modalities, text alone, picture alone; and a column of no interest."""
+    path = tmp_path / "rows.parquet"
+    pictures = [picture(0), None, picture(1)]
+    table = {"image": pictures, "text": ["apple", "a pear", None], "price": [1.0, 2.0, 3.0]}
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def failure(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr with which the command ended."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("mmtransfer: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize("family", ["encoders", "fusions", "tasks", "strategies"])
+def test_every_registered_name_is_listed_with_its_line(
+    family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([family])
+    shown = capsys.readouterr().out
+    described = getattr(registry, family).describe()
+    assert described
+    for name, line in described.items():
+        # A narrow terminal may break the line, but nothing of it may be lost.
+        words = r"\s+".join(map(re.escape, [name, *line.split()]))
+        assert re.search(rf"^{words}\s*$", shown, re.MULTILINE), f"{name}: {line}\n{shown}"
+
+
+def test_predictions_are_one_json_line_per_row(
+    model: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["predict", str(model), str(rows)])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    table = pq.read_table(rows).to_pylist()
+    assert answers == TransferModel.from_pretrained(model).predict(table)
+    assert answers[1]["weights"] == {"image": 0, "text": 1}
+    assert answers[2]["weights"] == {"image": 1, "text": 0}
+
+
+def test_predictions_can_go_to_a_file(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["predict", str(model), str(rows)])
+    shown = capsys.readouterr().out
+    target = tmp_path / "answers.jsonl"
+    main(["predict", str(model), str(rows), "--output", str(target), "--batch_size", "3"])
+    assert capsys.readouterr().out == f"3 rows written to {target}\n"
+    assert target.read_text() == shown
+
+
+def test_mistakes_end_with_one_line_and_code_2(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing.parquet"
+    assert f"no such file: {missing}" in failure(["predict", model, missing], capsys)
+    assert "no config.json" in failure(["predict", tmp_path, rows], capsys)
+    (tmp_path / "text.parquet").write_text("no parquet at all")
+    assert "no readable parquet" in failure(["predict", model, tmp_path / "text.parquet"], capsys)
+    pq.write_table(pa.table({"txt": ["apple"]}), tmp_path / "other.parquet")
+    line = failure(["predict", model, tmp_path / "other.parquet"], capsys)
+    assert "['image', 'text']" in line
+    assert "'txt'" in line
+    line = failure(["predict", model, rows, "--on_error", "rise"], capsys)
+    assert "unknown on_error 'rise'" in line
+    assert "'raise'" in line
+    nowhere = tmp_path / "nowhere"
+    assert str(nowhere) in failure(["predict", nowhere, rows], capsys)
+
+
+def test_an_unreadable_value_is_named_or_counts_as_missing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "damaged.parquet"
+    pq.write_table(pa.table({"image": [b"damaged"], "text": ["apple"]}), path)
+    assert "row 0, column 'image' cannot be read" in failure(["predict", model, path], capsys)
+    main(["predict", str(model), str(path), "--on_error", "missing"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["weights"] == {"image": 0, "text": 1}
+
+
+@pytest.mark.parametrize("arguments", [[], ["predikt"], ["predict"], ["fusions", "--all"]])
+def test_a_wrong_command_line_exits_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import mmtransfer; mmtransfer.__version__",
+        "import mmtransfer.registry, mmtransfer.cli",
+        "from mmtransfer.cli import main\ntry: main(['--help'])\n"
+        "except SystemExit as e: assert not e.code",
+    ],
+)
+def test_neither_importing_nor_asking_for_help_loads_torch(script: str) -> None:
+    script += (
+        "\nimport sys\nheavy = {'torch', 'transformers', 'datasets', 'accelerate'} & {*sys.modules}"
+        "\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,66 @@
+"""One process and several give the same losses and the same evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmtransfer.data.products import product_rows
+from mmtransfer.training.run import build_model
+
+SCRIPT = Path(__file__).with_name("process_script.py")
+TASKS = {"product": "classification", "category": "classification"}
+TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
+
+
+def launch(processes: int, saved: Path, output: Path) -> dict:
+    """The plain `--cpu` form starts one process silently; this one starts as many as asked."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher += ["--num_processes", str(processes)]
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "MMTRANSFER_CACHE": str(output.parent / f"cache-{processes}"),
+    }
+    start = launcher if processes > 1 else [sys.executable]
+    done = subprocess.run(
+        [*start, str(SCRIPT), str(saved), str(output)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    root = tmp_path_factory.mktemp("processes")
+    train = product_rows("target/train", rows=37)
+    build_model(TINY, TASKS, train, "gated", 16, seed=3).save_pretrained(root / "model")
+    return {n: launch(n, root / "model", root / f"{n}.json") for n in (1, 2, 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_evaluation_of_the_same_weights_is_exactly_the_same(results, processes):
+    assert results[processes]["processes"] == processes
+    assert results[processes]["evaluation"] == results[1]["evaluation"]
+    assert results[processes]["logits"] == results[1]["logits"]
+    assert results[processes]["targets"] == results[1]["targets"]
+    assert results[1]["evaluation"]["product"]["rows"] == 23
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft"])
+def test_the_loss_curve_is_the_same(results, processes, strategy):
+    """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss."""
+    found = results[processes][strategy]["losses"]
+    assert found == pytest.approx(results[1][strategy]["losses"], abs=1e-4)
