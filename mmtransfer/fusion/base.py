@@ -58,6 +58,9 @@ class Standardise(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def fit(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take mean (D,) and deviation (D,), once: what was trained on them depends on them."""
+        if bool(self.mean.any()):
+            return
         self.mean.copy_(mean)
         # A feature that never varies carries nothing and must not be blown up.
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))

@@ -1,4 +1,4 @@
-"""Progress on the terminal: bars where there is one, a line per epoch where there is none."""
+"""Progress on the terminal: bars that vanish, lines that stay."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ class Progress:
         self.note = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
     def line(self, text: str) -> None:
-        """A line that stays, where no bar can be drawn or the run has no title of many."""
+        """A line that stays."""
         self.console.print(text, highlight=False, soft_wrap=True)

@@ -82,11 +82,27 @@ def run(
         "strategy": strategy.config(),
         "history": history,
     }
+    trainer.progress.line(outcome(title, metrics))
+    for split, columns in metrics["unreadable"].items():
+        for name, count in columns.items():
+            trainer.progress.line(f"{count} unreadable {split} values of {name!r} count as missing")
     if output is not None:
         trainer.save(output / "model")
         write_json(output / "metrics.json", metrics)
     trainer.close()
     return metrics
+
+
+def outcome(title: str, metrics: Mapping[str, Any]) -> str:
+    """One line about a finished run."""
+    shown = metrics.get("test") or metrics.get("validation") or {}
+    scores = [
+        f"{task} {name} {value:.4f}"
+        for task, values in shown.items()
+        for name, value in values.items()
+        if name not in ("rows", "loss")
+    ]
+    return "  ".join([title or "done", *scores, f"{metrics['seconds']:.1f} s"])
 
 
 def prepare_output(output: Path, overwrite: bool) -> None:

@@ -75,6 +75,11 @@ class Trainer:
     def fit(self) -> list[dict[str, Any]]:
         """Run all phases; -> one record per epoch."""
         set_seed(self.options.seed, device_specific=True)
+        if self.output is not None:
+            count, device = self.accelerator.num_processes, self.accelerator.device.type
+            processes = f"{count} process{'es' if count > 1 else ''} on {device}"
+            batch = f"{self.options.batch_size} rows per step"
+            self.progress.line(f"{processes}, {batch}, precision {self.options.precision}")
         for number, phase in enumerate(self.strategy.phases):
             self._fit_phase(number, phase)
         self.model.eval()
@@ -116,7 +121,8 @@ class Trainer:
             self._log_losses(pending, scheduler)
             self.seconds["training"] += time.perf_counter() - started
             improved = self._end_epoch(number, epoch, batches.steps)
-            self.progress.line(f"{title}  {summary(self.history[-1])}")
+            if self.output is not None:  # the lines of many short runs would bury everything
+                self.progress.line(f"{title}  {summary(self.history[-1])}")
             stale = 0 if improved else stale + 1
             if self.options.patience and stale >= self.options.patience:
                 break
