@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Inputs, Outputs
-from mmtransfer.fusion.base import Fusion
+from mmtransfer.fusion.base import Fusion, check_column
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
@@ -42,8 +42,9 @@ class TransferModel(
         if not tasks:
             raise ValueError("a model needs at least one task, found none")
         for name in (*encoders, *tasks):
-            if "." in name or hasattr(nn.ModuleDict, name):
-                raise ValueError(f"{name!r} cannot name a column of a model: rename the column")
+            check_column(name)
+        if "weights" in tasks:  # predictions hold the weights of the modalities under this name
+            raise ValueError("'weights' cannot name a task of a model: rename the column")
         self.encoders: Mapping[str, Encoder] = nn.ModuleDict(encoders)  # type: ignore[assignment]
         self.fusion = fusion
         self.tasks = dict(tasks)
@@ -75,10 +76,7 @@ class TransferModel(
         super().train(mode)
         if mode:
             for encoder in self.encoders.values():
-                for module in encoder.modules():
-                    batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                    if not is_trainable(module) or (batch_norm and encoder.pretrained):
-                        module.training = False
+                hold_still(encoder, encoder.pretrained)
         return self
 
     @property
@@ -105,12 +103,14 @@ class TransferModel(
         training = self.training
         self.eval()
         answers: list[dict[str, Any]] = []
-        with torch.inference_mode():
-            for start in range(0, len(rows), batch_size):
-                chunk = range(start, min(start + batch_size, len(rows)))
-                batch = collate([(i, dict(rows[i])) for i in chunk]).to(self.device)
-                answers += self._answer(self(batch.inputs, len(batch)))
-        self.train(training)
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(rows), batch_size):
+                    chunk = range(start, min(start + batch_size, len(rows)))
+                    batch = collate([(i, dict(rows[i])) for i in chunk]).to(self.device)
+                    answers += self._answer(self(batch.inputs, len(batch)))
+        finally:
+            self.train(training)
         return answers
 
     def _answer(self, outputs: Outputs) -> list[dict[str, Any]]:
@@ -145,13 +145,21 @@ class TransferModel(
         save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
 
     @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> TransferModel:
+        """Load a directory or hub id.  Raises `FileNotFoundError` for a path where nothing is."""
+        name = str(pretrained_model_name_or_path)
+        if not Path(name).is_dir() and (name[:1] in "./~" or name.count("/") != 1):
+            raise FileNotFoundError(f"{name!r} is no directory and no hub id (owner/name)")
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
     def _from_pretrained(
         cls, *, model_id: str, map_location: str | torch.device = "cpu", **options: Any
     ) -> TransferModel:
         directory = Path(model_id)
         if not directory.is_dir():
-            if model_id[:1] in "./~" or model_id.count("/") != 1:
-                raise FileNotFoundError(f"{model_id!r} is no directory and no hub id (owner/name)")
             keys = ("revision", "cache_dir", "force_download", "local_files_only", "token")
             directory = Path(snapshot_download(model_id, **{key: options[key] for key in keys}))
         for file in ("config.json", WEIGHTS):
@@ -168,6 +176,17 @@ class TransferModel(
         for encoder in encoders.values():
             encoder.pretrained = True
         return model.eval().to(map_location)
+
+
+def hold_still(module: nn.Module, batch_norm: bool) -> None:
+    """Put the frozen parts of a module, and on demand batch norm, into eval mode."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and batch_norm:
+        module.eval()
+    elif any(True for _ in module.parameters()) and not is_trainable(module):
+        module.eval()  # with all that it holds; a dropout without parameters follows its parent
+    else:
+        for child in module.children():
+            hold_still(child, batch_norm)
 
 
 def is_trainable(module: nn.Module) -> bool:

@@ -52,12 +52,16 @@ class Registry:
     def _discover(self) -> None:
         if self._discovered:
             return
-        self._discovered = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
-        for entry in entry_points(group=self.package):
-            self._members.setdefault(entry.name, entry.load())
+        self._discovered = True  # now, so that a look-up during the imports does not start over
+        try:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            for entry in entry_points(group=self.package):
+                self._members.setdefault(entry.name, entry.load())
+        except BaseException:
+            self._discovered = False
+            raise
 
     def names(self) -> list[str]:
         self._discover()
@@ -83,7 +87,7 @@ class Registry:
             options = {**spec, **options}
             spec = str(options.pop("name", None))
         factory = self.get(spec)
-        check_options(factory, options, f"{self.kind} {spec!r}")
+        check_options(factory, options, f"{self.kind} {spec!r}", given=len(arguments))
         return factory(*arguments, **options)
 
     def describe(self) -> dict[str, str]:
@@ -112,6 +116,8 @@ def import_class(path: str) -> Any:
     Raises `ValueError` naming the module or the nearest class when it is not there.
     """
     module_name, _, class_name = path.partition(":")
+    if not class_name or not module_name or module_name.startswith("."):
+        raise ValueError(f"{path!r} names no class: expected package.module:Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -122,11 +128,18 @@ def import_class(path: str) -> Any:
     return getattr(module, class_name)
 
 
-def check_options(factory: Callable[..., Any], options: Iterable[str], what: str) -> None:
+def check_options(
+    factory: Callable[..., Any], options: Iterable[str], what: str, given: int = 0
+) -> None:
     """Raise `ValueError` for an option that `factory` does not take, with the nearest valid one."""
-    parameters = inspect.signature(factory).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    signature = list(inspect.signature(factory).parameters.values())
+    taken = {p.name for p in signature[:given]}  # by the caller, in their positions
+    for option in options:
+        if option in taken:
+            raise ValueError(f"{what} gets its {option!r} from elsewhere: leave this option out")
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature):
         return
+    parameters = [p.name for p in signature[given:]]
     for option in options:
         if option not in parameters:
             raise ValueError(f"{what} has no option {option!r}.{nearest(option, parameters)}")
@@ -161,4 +174,5 @@ class Configurable:
         # A saved file may name any importable object: only our own kind is ever called.
         if not (inspect.isclass(found) and issubclass(found, cls)):
             raise ValueError(f"{path!r} is not a {cls.__name__}")
+        check_options(found, options, f"the saved {path!r}")
         return found(**options)

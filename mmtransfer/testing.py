@@ -31,7 +31,10 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
     require(isinstance(encoder, Encoder), f"{type(encoder).__name__} is no subclass of Encoder")
     require(len(samples) >= 2, "check_encoder needs at least two samples")
     samples = list(samples)
-    pickle.dumps(encoder.collate)  # loader workers receive it this way
+    try:
+        pickle.dumps(encoder.collate)  # loader workers receive it this way
+    except Exception as error:
+        raise ContractError(f"collate cannot be pickled for loader workers: {error}") from error
     encoder.eval()
     inputs = encoder.collate(samples)
     require(
@@ -171,12 +174,16 @@ def _check_fusion(
         require(
             bool(torch.isfinite(empty).all()), f"{where}a row without any modality is not finite"
         )
+        twin = Fusion.from_config(fusion.config()).eval()
+        twin.load_state_dict(fusion.state_dict())  # also checks the names
+        require(
+            torch.equal(twin(features).vector, vector),
+            f"{where}the reloaded fusion differs: are parameters or buffers in a plain list?",
+        )
         half = fusion.to(torch.bfloat16)(
             {n: Features(f.tokens.bfloat16(), f.mask) for n, f in features.items()}
         )
         require(half.vector.dtype == torch.bfloat16, f"{where}bf16 in gave {half.vector.dtype} out")
-    twin = Fusion.from_config(fusion.config()).to(torch.bfloat16)
-    twin.load_state_dict(fusion.state_dict())  # also checks the names
 
 
 def check_task(task: Task, values: Sequence[Any], width: int = 8) -> None:

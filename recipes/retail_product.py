@@ -75,9 +75,9 @@ def main(
     dropout: float = 0.5,
     strategy: Any = "linear_probe",
     strategy_options: dict[str, Any] | None = None,
-    methods: list[Any] | None = None,
+    methods: list[Any] = ["modality_dropout"],  # noqa: B006 - only read
     training: TrainingOptions = TrainingOptions(),  # noqa: B008 - jsonargparse reads it
-    single: bool = False,
+    single: bool | None = None,
     seeds: int = 3,
     output: Path = Path("runs/retail_product"),
     overwrite: bool = False,
@@ -97,7 +97,7 @@ def main(
         strategy_options: options of a named strategy
         methods: what else acts on the loop, by name
         training: batch size, precision, seed, cache and the like
-        single: also train each modality alone, for comparison
+        single: also train each modality alone, by default where encoders are frozen
         seeds: repetitions of each cell of the story's table
         output: directory for model, metrics, chart and logs
         overwrite: replace the run that the output directory holds

@@ -129,6 +129,8 @@ def build_encoder(spec: str | Encoder, **options: Any) -> Encoder:
             check_options(factory.from_pretrained, options, f"encoder {name!r}")
             encoder = factory.from_pretrained(argument, **options)
         else:
+            if argument:
+                raise ValueError(f"encoder {name!r} takes no argument, found {argument!r}")
             check_options(factory, options, f"encoder {name!r}")
             encoder = factory(**options)
     elif argument:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 
@@ -52,6 +52,9 @@ def decode_image(value: Any) -> Image.Image:
         value = Image.fromarray(value)
     if not isinstance(value, Image.Image):
         value = Image.open(_source(value, "image"))
+    value = ImageOps.exif_transpose(value)
+    if value.mode.startswith("I;16"):  # convert() would clip, not scale
+        value = Image.fromarray((np.asarray(value) // 257).astype(np.uint8))
     return value.convert("RGB")
 
 

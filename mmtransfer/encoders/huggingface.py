@@ -144,6 +144,9 @@ class HuggingFaceEncoder(Encoder):
             self.collate = ImageCollate(processor)
         elif self.modality == "text":
             limit = getattr(model.config, "max_position_embeddings", 10**6)
+            table: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+            if getattr(table, "padding_idx", None) is not None:
+                limit -= table.padding_idx + 1  # RoBERTa counts positions from there
             limit = min(limit, processor.model_max_length, max_tokens or limit)
             self.collate = TextCollate(processor, limit)
         else:
@@ -189,7 +192,14 @@ class HuggingFaceEncoder(Encoder):
 
     @property
     def stages(self) -> list[nn.Module]:
-        return split_stages(self.model)
+        parts = split_stages(self.model)
+        late = [
+            m
+            for m in parts
+            if getattr(self.model.config, "do_stable_layer_norm", False)
+            and m is getattr(getattr(self.model, "encoder", None), "layer_norm", None)
+        ]
+        return [m for m in parts if m not in late] + late
 
     def forward(self, **inputs: Tensor) -> Features:
         """Outputs of the modality's collate -> tokens (B, T, D)."""
@@ -292,5 +302,7 @@ def resize_processor(processor: Any, size: int) -> None:
         edge = round(old[key] * size / crop)
         processor.size = dict.fromkeys(old, edge)
         processor.crop_size = {"height": size, "width": size}
+    elif getattr(processor, "crop_pct", None) is not None:
+        processor.size = {"shortest_edge": size}  # ConvNext: resizes to size / crop_pct, then crops
     else:
         processor.size = {"height": size, "width": size}

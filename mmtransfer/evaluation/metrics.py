@@ -1,13 +1,16 @@
-"""Metrics of collected logits."""
+"""Outputs of a model over a whole data set, and their metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
+from mmtransfer.features import Batch
+from mmtransfer.model import TransferModel
 from mmtransfer.tasks.base import Task
 
 
@@ -18,6 +21,33 @@ class Collected:
     logits: dict[str, Tensor]
     targets: dict[str, Tensor]
     weights: Tensor | None = None
+
+
+def collect(model: TransferModel, batches: Iterable[Batch], device: torch.device) -> Collected:
+    """Outputs of all batches, of all processes, in row order, without fillers, on the CPU."""
+    kept = []
+    with torch.inference_mode():
+        for batch in batches:
+            batch = batch.to(device, non_blocking=True)
+            out = model(batch.inputs, len(batch))
+            kept.append((batch.index, out.logits, batch.targets, out.weights))
+    index = torch.cat([k[0] for k in kept]).cpu()
+    real = index >= 0
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors).cpu()[real]
+
+    logits = {name: join([k[1][name] for k in kept]).float() for name in kept[0][1]}
+    targets = {name: join([k[2][name] for k in kept]) for name in kept[0][2]}
+    weights = [k[3] for k in kept if k[3] is not None]
+    mine = (index[real], logits, targets, join(weights).float() if weights else None)
+    parts = gather_object([mine])  # the one collective of an evaluation
+    order = torch.cat([part[0] for part in parts]).argsort()
+    return Collected(
+        {name: torch.cat([part[1][name] for part in parts])[order] for name in logits},
+        {name: torch.cat([part[2][name] for part in parts])[order] for name in targets},
+        torch.cat([part[3] for part in parts])[order] if weights else None,
+    )
 
 
 def compute_metrics(tasks: Mapping[str, Task], collected: Collected) -> dict[str, dict[str, float]]:

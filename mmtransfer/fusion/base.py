@@ -12,6 +12,12 @@ from mmtransfer.features import Features, Fused
 from mmtransfer.registry import Configurable, fusions
 
 
+def check_column(name: str) -> None:
+    """Raise `ValueError` for a column whose name torch's containers keep for themselves."""
+    if not name or "." in name or hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name):
+        raise ValueError(f"{name!r} cannot name a column of a model: rename the column")
+
+
 class Fusion(nn.Module, Configurable):
     """Joins the features of any number of modalities into one vector per sample.
 
@@ -29,6 +35,8 @@ class Fusion(nn.Module, Configurable):
             raise ValueError("a fusion needs at least one modality, found none")
         if width < 1:
             raise ValueError(f"the width of a fusion must be at least 1, found {width}")
+        for name in widths:
+            check_column(name)
         self.widths = {name: widths[name] for name in sorted(widths)}
         self.width = width
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,11 @@ IGNORE = -100
 
 
 def unlabelled(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or bool(value != value)  # NaN of any float type
+
+
+def plain(label: Any) -> Any:
+    return label.item() if hasattr(label, "item") else label
 
 
 @register_task("classification")
@@ -38,12 +41,15 @@ class Classification(Task):
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), found {label_smoothing}")
-        self.classes = list(classes) if classes is not None else None
+        self.classes = [plain(label) for label in classes] if classes is not None else None
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            twice = sorted({str(c) for c in self.classes if self.classes.count(c) > 1})
+            raise ValueError(f"classes are given twice: {', '.join(twice)}")
         self.weight, self.label_smoothing = weight, label_smoothing
 
     def fit(self, values: Sequence[Any]) -> None:
         if self.classes is None:
-            found = {value for value in values if not unlabelled(value)}
+            found = {plain(value) for value in values if not unlabelled(value)}
             if not found:
                 raise ValueError("the target column has no labelled row to learn classes from")
             self.classes = sorted(found)

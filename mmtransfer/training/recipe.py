@@ -23,11 +23,11 @@ def train_on(
     strategy: Strategy,
     training: TrainingOptions,
     output: Path,
-    single: bool = False,
+    single: bool | None = None,
 ) -> dict[str, Any]:
     """Train on a directory or hub id and leave model, metrics, table and chart in `output`.
 
-    single: also train each modality alone, for comparison
+    single: also train each modality alone; by default where that is cheap, with frozen encoders
     Raises `ValueError` when there is no encoder or no training split.
     """
     if not encoders:
@@ -42,6 +42,7 @@ def train_on(
     model = build_model(encoders, tasks, splits["train"], seed=training.seed, **model_options)
     metrics = run(model, splits, strategy, training, output, together)
     metrics["single"] = {}
+    single = strategy.frozen if single is None else single
     for column in encoders if single and len(encoders) > 1 else ():
         chosen = {column: encoders[column]}
         model = build_model(chosen, tasks, splits["train"], seed=training.seed, **model_options)

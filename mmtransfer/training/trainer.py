@@ -20,7 +20,7 @@ from mmtransfer.data.collate import Collate
 from mmtransfer.data.rows import NumberedRows, Rows, check_rows
 from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
 from mmtransfer.data.store import FeatureStore
-from mmtransfer.evaluation.metrics import Collected, compute_metrics
+from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.features import stored_features
@@ -66,6 +66,7 @@ class Trainer:
         self.encoded_rows = 0
         self.unreadable: dict[str, dict[str, set[int]]] = {}
         self.stores: dict[tuple[str, str], FeatureStore] = {}
+        self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
         self.best_score, self.best_state = -math.inf, dict[str, Tensor]()
         self.step = 0
         self.model.to(self.accelerator.device)
@@ -90,6 +91,7 @@ class Trainer:
         groups = phase.apply(self.model)
         changing = {name for name, e in self.model.encoders.items() if is_trainable(e)}
         self.stores = {key: s for key, s in self.stores.items() if key[1] not in changing}
+        self.loaders.clear()
         self.best_state |= self._trained_state()
         stores = {split: self._stores(split, self.splits[split]) for split in self.splits}
         if number == 0 and stores["train"]:
@@ -251,40 +253,29 @@ class Trainer:
 
     def collect(self, rows: Rows, split: str = "test") -> Collected:
         """Logits of every row, once, in order, on all processes."""
-        if split not in self.splits:
+        known = self.splits.get(split) is rows  # other rows may come under any name
+        if not known:
             check_rows(rows, self.model.encoders, self.model.tasks, split)
         stores = self._stores(split, rows)
         started = time.perf_counter()
-        accelerator = self.accelerator
-        batches = EvaluationBatches(
-            len(rows),
-            self.options.evaluation_batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
+        loader = self.loaders.get(split) if known else None
+        if loader is None:
+            batches = EvaluationBatches(
+                len(rows),
+                self.options.evaluation_batch_size,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+            )
+            loader = self._loader(split, rows, batches, stores)
+        if known:
+            self.loaders[split] = loader
         training = self.model.training
         self.model.eval()
-        kept: list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor | None]] = []
-        with torch.inference_mode(), accelerator.autocast():
-            for batch in self._noted(split, self._loader(split, rows, batches, stores)):
-                batch = batch.to(accelerator.device, non_blocking=True)
-                out = self.model(batch.inputs, len(batch))
-                kept.append((batch.index, out.logits, batch.targets, out.weights))
-        index = torch.cat([k[0] for k in kept]).cpu()
-        mine = index >= 0
-        logits = {n: torch.cat([k[1][n] for k in kept]).float().cpu()[mine] for n in kept[0][1]}
-        targets = {n: torch.cat([k[2][n] for k in kept]).cpu()[mine] for n in kept[0][2]}
-        weights = [k[3] for k in kept if k[3] is not None]
-        weight = torch.cat(weights).float().cpu()[mine] if weights else None
-        parts = gather_object([(index[mine], logits, targets, weight)])
-        order = torch.cat([p[0] for p in parts]).argsort()
+        with self.accelerator.autocast():
+            collected = collect(self.model, self._noted(split, loader), self.accelerator.device)
         self.model.train(training)
         self.seconds["evaluation"] += time.perf_counter() - started
-        return Collected(
-            {n: torch.cat([p[1][n] for p in parts])[order] for n in logits},
-            {n: torch.cat([p[2][n] for p in parts])[order] for n in targets},
-            torch.cat([p[3] for p in parts])[order] if weights else None,
-        )
+        return collected
 
     def unreadable_counts(self) -> dict[str, dict[str, int]]:
         """`{split: {column: values that could not be read}}`, over all processes."""
@@ -303,6 +294,7 @@ class Trainer:
     def close(self) -> None:
         """Unfreeze the model and end the trackers; the processes live on (see `end_processes`)."""
         self.model.requires_grad_(True)
+        self.loaders.clear()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -311,7 +303,7 @@ class Trainer:
     def _stores(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
         """The feature stores of all modalities whose encoder is frozen now."""
         frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
-        known = self.splits.get(split) is rows  # other rows may come under any name
+        known = self.splits.get(split) is rows
         started = time.perf_counter()
         for name, encoder in frozen.items():
             if known and (split, name) in self.stores:
@@ -375,6 +367,8 @@ class Trainer:
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=options.workers,
+            # Forking anew each epoch makes the kernel copy every page that training touches next.
+            persistent_workers=options.workers > 0,
             generator=torch.Generator(),  # else each loader draws from the state of drop-out
             pin_memory=self.accelerator.device.type == "cuda",
         )

@@ -107,6 +107,11 @@ class Strategy:
     phases: list[Phase]
     methods: list[Method] = field(default_factory=list)
 
+    @property
+    def frozen(self) -> bool:
+        """True when no phase trains any part of an encoder."""
+        return not any(rate for phase in self.phases for rate in _values(phase.encoder_lr))
+
     def config(self) -> dict[str, Any]:
         return {
             "phases": [asdict(phase) for phase in self.phases],

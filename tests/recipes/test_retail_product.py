@@ -54,7 +54,7 @@ def test_a_run_on_own_data(data, tmp_path):
             "--strategy_options.epochs",
             "2",
         ),
-        *("--width", "16", "--single", "true", "--methods", '["modality_dropout"]'),
+        *("--width", "16"),
     ]
     done = recipe(*arguments, "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
