@@ -30,6 +30,8 @@ class Encoder(nn.Module, Configurable):
     collate: Callable[[list[Any]], dict[str, Tensor]]
     #: what `collate` gives, as keywords -> Features of B rows
     forward: Callable[..., Features]
+    #: "image", "text" or "audio" where augmentation knows such values, else None
+    modality: str | None = None
     #: True when the weights come from elsewhere: batch norm then stays in eval mode
     pretrained: bool = False
 

@@ -85,6 +85,8 @@ class KeywordTransformer(Encoder):
     Raises `ValueError` for an unknown choice of tokens, `FileNotFoundError` for a bad directory.
     """
 
+    modality = "audio"
+
     def __init__(
         self, model: dict[str, Any], tokens: str = "mean", hop_seconds: float = 0.5
     ) -> None:

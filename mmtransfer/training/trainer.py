@@ -107,7 +107,7 @@ class Trainer:
         # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
         model, optimizer = self.accelerator.prepare(self.model, optimizer)
-        stale = 0
+        stale, best = 0, -math.inf  # of this phase: a probe's score must not end fine-tuning
         for epoch in range(phase.epochs):
             batches.epoch = len(self.history)
             loader.collate_fn.epoch.fill_(batches.epoch)
@@ -122,10 +122,11 @@ class Trainer:
                     self._log_losses(pending, scheduler)
             self._log_losses(pending, scheduler)
             self.seconds["training"] += time.perf_counter() - started
-            improved = self._end_epoch(number, epoch, batches.steps)
+            score = self._end_epoch(number, epoch, batches.steps)
             if self.output is not None:  # the lines of many short runs would bury everything
                 self.progress.line(f"{title}  {summary(self.history[-1])}")
-            stale = 0 if improved else stale + 1
+            stale = 0 if score > best else stale + 1
+            best = max(best, score)
             if self.options.patience and stale >= self.options.patience:
                 break
         optimizer.zero_grad(set_to_none=True)
@@ -197,19 +198,17 @@ class Trainer:
         values = {"train/loss": sum(losses) / len(losses), "train/rate": scheduler.get_last_lr()[0]}
         self.accelerator.log(values, step=len(self.losses))
 
-    def _end_epoch(self, number: int, epoch: int, steps: int) -> bool:
-        """Validate, keep the best weights; -> whether this epoch is the best so far."""
+    def _end_epoch(self, number: int, epoch: int, steps: int) -> float:
+        """Validate, keep the best weights; -> the score of this epoch, -inf without validation."""
         record: dict[str, Any] = {
             "phase": number + 1,
             "epoch": epoch + 1,
             "train_loss": sum(self.losses[-steps:]) / steps,
         }
-        improved = True
+        score = -math.inf
         if "validation" in self.splits:
             record["validation"] = self.evaluate(self.splits["validation"], "validation")
             score = self.score(record["validation"])
-            improved = score > self.best_score
-            self.best_score = max(score, self.best_score)
             scalars = {
                 f"validation/{task}/{metric}": value
                 for task, values in record["validation"].items()
@@ -217,13 +216,15 @@ class Trainer:
             }
             self.accelerator.log(scalars, step=len(self.losses))
         self.history.append(record)
-        if improved:
+        # Of equal epochs the later one, which has seen more; without labels simply the last.
+        if score >= self.best_score:
+            self.best_score = score
             self.best_state |= self._trained_state()
             if self.output is not None and self.accelerator.is_main_process:
                 aside = self.output / "best.safetensors.part"
                 save_file(self.best_state, aside)
                 aside.rename(self.output / "best.safetensors")
-        return improved
+        return score
 
     def _trained_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of all parts that train now, as copies on the CPU."""
@@ -350,9 +351,8 @@ class Trainer:
         augment = {}
         if training and options.augment:
             for name, encoder in model.encoders.items():
-                kind = getattr(encoder, "modality", None)
-                if is_trainable(encoder) and kind in AUGMENTATIONS:
-                    augment[name] = AUGMENTATIONS[kind]()
+                if is_trainable(encoder) and encoder.modality in AUGMENTATIONS:
+                    augment[name] = AUGMENTATIONS[encoder.modality]()
         collate = Collate(
             model.encoders,
             model.tasks,
