@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test clean
 
 demo: .venv/ready
-	$(BIN)/python recipes/retail_product.py --output runs/demo --overwrite true
+	$(BIN)/python recipes/retail_product.py --output runs/demo --overwrite
 
 test: .venv/ready
 	$(BIN)/ruff check .

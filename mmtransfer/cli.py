@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -17,13 +18,30 @@ def command(components: Any, name: str, arguments: list[str] | None = None) -> N
     from jsonargparse import auto_cli
 
     several = isinstance(components, dict)
+    given = bare_flags(components, sys.argv[1:] if arguments is None else arguments)
     try:
-        auto_cli(components, args=arguments, prog=name, as_positional=several)
+        auto_cli(components, args=given, prog=name, as_positional=several)
     except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("MMTRANSFER_TRACEBACK"):
             raise
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def bare_flags(components: Any, arguments: list[str]) -> list[str]:
+    """Let `--overwrite` alone mean `--overwrite true`, for every option that is a bool."""
+    functions = components.values() if isinstance(components, dict) else [components]
+    flags = {
+        f"--{name}"
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if str(parameter.annotation).startswith("bool")
+    }
+    following = [*arguments[1:], "--"]
+    return [
+        f"{word}=true" if word in flags and after.startswith("--") else word
+        for word, after in zip(arguments, following, strict=False)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:

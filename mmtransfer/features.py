@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+#: one value per column
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowContext:
+    """What may decide about training rows: seed of the run, epoch, names of the input columns."""
+
+    seed: int
+    epoch: int
+    modalities: Sequence[str]
 
 
 @dataclass

@@ -77,6 +77,8 @@ class TransferModel(
         if mode:
             for encoder in self.encoders.values():
                 hold_still(encoder, encoder.pretrained)
+            for part in (self.fusion, self.heads):
+                hold_still(part, batch_norm=False)
         return self
 
     @property
@@ -151,7 +153,7 @@ class TransferModel(
         """Load a directory or hub id.  Raises `FileNotFoundError` for a path where nothing is."""
         name = str(pretrained_model_name_or_path)
         if not Path(name).is_dir() and (name[:1] in "./~" or name.count("/") != 1):
-            raise FileNotFoundError(f"{name!r} is no directory and no hub id (owner/name)")
+            raise FileNotFoundError(f"{name!r} is no directory and no hub id")
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod

@@ -6,8 +6,9 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 Member = TypeVar("Member", bound=Callable[..., Any])
@@ -17,7 +18,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that lists the valid names and the one closest to `name`."""
     valid = list(valid)
     lowered = {choice.lower(): choice for choice in valid}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    close = [low for low in lowered if name and low.startswith(name.lower())]
+    close = close or difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     hint = f" Did you mean {lowered[close[0]]!r}?" if close else ""
     return f"{hint} Valid: {', '.join(valid) or '(none)'}."
 
@@ -58,10 +60,16 @@ class Registry:
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self.package}.{module.name}")
             for entry in entry_points(group=self.package):
-                self._members.setdefault(entry.name, entry.load())
+                self._load(entry)
         except BaseException:
             self._discovered = False
             raise
+
+    def _load(self, entry: EntryPoint) -> None:
+        try:
+            self._members.setdefault(entry.name, entry.load())
+        except Exception as error:  # a broken plug-in must not take the others along
+            warnings.warn(f"{self.kind} plug-in {entry.name!r} left out: {error}", stacklevel=2)
 
     def names(self) -> list[str]:
         self._discover()

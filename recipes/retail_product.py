@@ -21,7 +21,7 @@ from mmtransfer import Phase, Strategy, TrainingOptions, build_strategy
 from mmtransfer.cli import command
 from mmtransfer.data.products import product_data
 from mmtransfer.training.recipe import leave, train_on
-from mmtransfer.training.run import build_model, prepare_output, run, write_config
+from mmtransfer.training.run import build_model, check_output, run
 from mmtransfer.training.setup import end_processes
 
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
@@ -39,7 +39,7 @@ STRATEGIES = {
 }
 
 
-def tell_story(output: Path, seeds: int, training: TrainingOptions) -> None:
+def tell_story(output: Path, seeds: int, training: TrainingOptions, arguments: Any) -> None:
     """Pretrain three tiny encoders on source products; compare strategies on new products."""
     source, target = product_data(seed=training.seed).values()
     pretrained = {}
@@ -47,20 +47,19 @@ def tell_story(output: Path, seeds: int, training: TrainingOptions) -> None:
         model = build_model({column: TINY[column]}, TASKS, source["train"], width=128)
         run(model, source, Strategy([phase]), training, title=f"pretraining {column}")
         pretrained[column] = model.encoders[column]
-
     scores: dict[str, dict[str, list[float]]] = {}
     for name, strategy in STRATEGIES.items():
-        for columns in (["image"], ["text"], ["audio"], ["image", "text", "audio"]):
-            label = " + ".join(columns)
+        for label in ("image", "text", "audio", "image + text + audio"):
             for seed in range(seeds):
                 encoders = TINY if name == "from_scratch" else deepcopy(pretrained)
-                chosen = {column: encoders[column] for column in columns}
-                model = build_model(chosen, TASKS, target["train"], width=128, seed=seed)
-                last = (name, label, seed) == ("lp_ft", "image + text + audio", seeds - 1)
+                inputs = {column: encoders[column] for column in label.split(" + ")}
+                model = build_model(inputs, TASKS, target["train"], width=128, seed=seed)
+                last = (name, "+" in label, seed) == (list(STRATEGIES)[-1], True, seeds - 1)
                 where, title = output if last else None, f"{name}, {label}, seed {seed}"
-                metrics = run(model, target, strategy, replace(training, seed=seed), where, title)
-                found = scores.setdefault(name, {}).setdefault(label, [])
-                found.append(metrics["test"]["product"]["accuracy"])
+                chosen = replace(training, seed=seed)
+                metrics = run(model, target, strategy, chosen, where, title, arguments)
+                accuracy = metrics["test"]["product"]["accuracy"]
+                scores.setdefault(name, {}).setdefault(label, []).append(accuracy)
     leave(output, metrics | {"table": scores}, scores, "Test accuracy on new products")
 
 
@@ -104,15 +103,16 @@ def main(
     """
     arguments = dict(locals())
     plan = build_strategy(strategy, methods, **(strategy_options or {}))
-    prepare_output(output, overwrite)
-    write_config(output, arguments)
+    check_output(output, overwrite)
     if data is None:
-        tell_story(output, seeds, training)
+        if image or text or audio:
+            raise ValueError("encoders are given, but no --data to train them on")
+        tell_story(output, seeds, training, arguments)
     else:
         encoders = {"image": image, "text": text, "audio": audio}
         encoders = {column: spec for column, spec in encoders.items() if spec}
         options = {"fusion": fusion, "width": width, "dropout": dropout}
-        train_on(data, encoders, tasks, options, plan, training, output, single)
+        train_on(data, encoders, tasks, options, plan, training, output, single, arguments)
     end_processes()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,17 +11,29 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Batch, Features, Inputs
-from mmtransfer.methods.base import Method, RowContext
+from mmtransfer.features import Batch, Features, Inputs, Row, RowContext
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
-Row = dict[str, Any]
 ON_ERROR = ("raise", "missing")
 
 
 class ReadError(ValueError):
     """A value of the data could not be read; the message names row and column."""
+
+
+def read_errors(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of a loader; a `ReadError` out of a worker without the worker's traceback."""
+    try:
+        yield from loader
+    except ReadError as error:
+        raise ReadError(str(error).strip().rsplit("ReadError: ", 1)[-1]) from error
+
+
+class ActsOnRows(Protocol):
+    """A method of the loop, as far as the data knows it."""
+
+    def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None: ...
 
 
 class Augmentation(Protocol):
@@ -50,7 +62,7 @@ class Collate:
         *,
         split: str = "",
         on_error: str = "raise",
-        methods: Sequence[Method] = (),
+        methods: Sequence[ActsOnRows] = (),
         augment: Mapping[str, Augmentation] | None = None,
         seed: int = 0,
     ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmtransfer.data.collate import Row, Stored
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.decoding import is_file
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
@@ -21,7 +22,7 @@ def load_rows(source: str | Path) -> dict[str, Rows]:
     """Splits "train", "validation", "test" of a directory or hub id; those that there are.
 
     A directory holds `train.parquet`, `val.parquet`, `test.parquet` (or `train-*.parquet` shards),
-    or is laid out for datasets' imagefolder / audiofolder.  Pictures and sounds stay undecoded.
+    or is laid out for datasets' imagefolder.  Pictures and sounds stay undecoded.
     Raises `FileNotFoundError` when the source is a path and nothing is there.
     """
     directory = Path(source).expanduser()
@@ -50,7 +51,7 @@ def load_rows(source: str | Path) -> dict[str, Rows]:
 
 
 def read_parquet(files: list[Path]) -> Rows:
-    """One data set out of parquet files, memory-mapped, pictures and sounds undecoded."""
+    """One data set out of parquet files, pictures and sounds undecoded."""
     import datasets
     import pyarrow.lib
     import pyarrow.parquet
@@ -206,10 +207,16 @@ def _parts(value: Any) -> Iterable[bytes]:
         return [part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))]
     if isinstance(value, bytes):
         return [value]
-    if isinstance(value, str | Path) and len(str(value)) < 1024 and Path(value).is_file():
+    if isinstance(value, str | Path):
+        if not is_file(value):
+            return [str(value).encode()]
         found = Path(value).stat()
         return [str(value).encode(), f"{found.st_size} {found.st_mtime_ns}".encode()]
-    if hasattr(value, "tobytes"):  # numpy arrays and pictures
+    if isinstance(value, list | tuple):
+        return [b"[", *(part for item in value for part in _parts(item)), b"]"]
+    if hasattr(value, "tobytes") or hasattr(value, "numpy"):  # arrays, tensors, pictures
+        kind = (getattr(value, "dtype", None), getattr(value, "mode", None))
         shape = getattr(value, "shape", None) or getattr(value, "size", None)
-        return [str(shape).encode(), value.tobytes()]
+        raw = value if hasattr(value, "tobytes") else value.detach().cpu().numpy()
+        return [f"{kind} {shape}".encode(), raw.tobytes()]
     return [repr(value).encode()]

@@ -49,6 +49,9 @@ class FeatureStore(Sequence["np.ndarray | None"]):
         self.ends = ends
         self.first = np.cumsum([0, *(len(e) for e in ends)])  # first row of each shard
 
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
+        return FeatureStore, (self.directory,)  # workers map the files, they do not copy them
+
     def __len__(self) -> int:
         return int(self.first[-1])
 

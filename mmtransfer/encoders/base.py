@@ -52,7 +52,11 @@ class Encoder(nn.Module, Configurable):
 
     def identity(self) -> str:
         """All but the weights that the features depend on: class, options, preprocessing."""
-        return json.dumps(self.config(), sort_keys=True, default=str)
+        try:
+            source = inspect.getsource(type(self))  # an edited forward gives other features
+        except (OSError, TypeError):
+            source = ""
+        return json.dumps(self.config(), sort_keys=True, default=str) + source
 
     def save(self, directory: Path) -> None:
         """Write what `load` needs beside the weights: class, options, processors."""

@@ -28,6 +28,14 @@ class Waveform(NamedTuple):
         return resample(torch.from_numpy(self.samples), self.rate, rate).numpy()
 
 
+def is_file(value: str | Path) -> bool:
+    """Whether a value is the path of a file; any text may be asked."""
+    try:
+        return Path(value).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        return False
+
+
 def _source(value: Any, kind: str) -> io.BytesIO | str:
     """A file-like object or path out of bytes, a path, or `{"bytes", "path"}` (datasets' form)."""
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
@@ -35,7 +43,7 @@ def _source(value: Any, kind: str) -> io.BytesIO | str:
     if isinstance(value, bytes | bytearray | memoryview):
         return io.BytesIO(bytes(value))
     if isinstance(value, str | Path):
-        if not Path(value).is_file():
+        if not is_file(value):
             raise FileNotFoundError(f"no such {kind} file: {str(value)[:200]!r}")
         return str(value)
     raise TypeError(
@@ -95,18 +103,19 @@ def split_windows(samples: np.ndarray, length: int, hop: int) -> list[np.ndarray
     return [samples[i * hop : i * hop + length] for i in range(count)]
 
 
-def join_windows(tokens: Tensor, mask: Tensor, owner: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def index_windows(counts: list[int]) -> Tensor:
+    """Windows of each row, given how many it has: (B, K) numbers, -1 where a row has no more."""
+    first = torch.tensor([0, *counts]).cumsum(0)[:-1].unsqueeze(1)  # (B, 1)
+    slot = torch.arange(max(counts))
+    return torch.where(slot < torch.tensor(counts).unsqueeze(1), first + slot, -1)
+
+
+def join_windows(tokens: Tensor, mask: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
     """Line up the tokens of each row's windows, in time order.
 
-    tokens (W, T, D), mask (W, T), owner (W,) ascending row of each window ->
-    (rows, K * T, D), (rows, K * T) with K the largest number of windows of a row.
+    tokens (W, T, D), mask (W, T), windows (B, K) of `index_windows` -> (B, K * T, D), (B, K * T)
     """
-    windows = torch.arange(len(owner), device=owner.device)
-    first = torch.searchsorted(owner, torch.arange(rows, device=owner.device))  # (rows,)
-    slot = windows - first[owner]  # (W,) place of the window within its row
-    # K bounds the slots; W is used where K would need the device's value on the host.
-    most = int(slot.max()) + 1 if slot.device.type == "cpu" else len(owner) - rows + 1
-    shape = (rows, most, tokens.shape[1])
-    joined = tokens.new_zeros(*shape, tokens.shape[2]).index_put((owner, slot), tokens)
-    real = mask.new_zeros(shape).index_put((owner, slot), mask)
-    return joined.flatten(1, 2), real.flatten(1, 2)
+    real = (windows >= 0).unsqueeze(-1)  # (B, K, 1)
+    chosen = windows.clamp_min(0)
+    joined = torch.where(real.unsqueeze(-1), tokens[chosen], 0)  # (B, K, T, D)
+    return joined.flatten(1, 2), (mask[chosen] & real).flatten(1, 2)

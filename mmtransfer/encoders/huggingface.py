@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 from mmtransfer.encoders.base import Encoder, split_stages
@@ -18,6 +20,7 @@ from mmtransfer.encoders.decoding import (
     decode_audio,
     decode_image,
     decode_text,
+    index_windows,
     join_windows,
     split_windows,
 )
@@ -68,9 +71,9 @@ class TextCollate:
 
 
 class AudioCollate:
-    """Sounds to `sound (W, ...)`, `sound_mask (W, L)`, `owner (W,)` and `rows (B,)`.
+    """Sounds to `sound (W, ...)`, `sound_mask (W, L)` and `windows (B, K)` of each row.
 
-    A clip longer than `window_seconds` becomes several windows; owner says whose each one is.
+    A clip longer than `window_seconds` becomes several windows.
     """
 
     def __init__(self, processor: Any, window_seconds: float) -> None:
@@ -82,18 +85,17 @@ class AudioCollate:
     def __call__(self, values: list[Any]) -> dict[str, Tensor]:
         rate = self.processor.sampling_rate
         length = round(rate * self.window_seconds)
-        windows, owner = [], []
-        for row, value in enumerate(values):
+        windows, counts = [], []
+        for value in values:
             cut = split_windows(decode_audio(value).at(rate), length, length)
             # A sliver of sound shorter than the receptive field would give no frame at all.
             windows += [np.pad(w, (0, max(0, rate // 20 - len(w)))) for w in cut]
-            owner += [row] * len(cut)
+            counts.append(len(cut))
         options = {"padding": True, "return_attention_mask": True} if self.raw else {}
         coded = self.processor(windows, sampling_rate=rate, return_tensors="pt", **options)
         inputs = {
             "sound": coded[self.processor.model_input_names[0]],
-            "owner": torch.tensor(owner),
-            "rows": torch.arange(len(values)),
+            "windows": index_windows(counts),
         }
         return {**inputs, "sound_mask": coded["attention_mask"]} if self.raw else inputs
 
@@ -169,12 +171,17 @@ class HuggingFaceEncoder(Encoder):
         if not local.is_dir() and (source[:1] in "./~" or source.count("/") > 1):
             raise FileNotFoundError(f"hf:{source}: no such directory")
         where = str(local) if local.is_dir() else source
-        options = {"local_files_only": local.is_dir(), "trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {
+            "local_files_only": local.is_dir(),
+            "trust_remote_code": trust_remote_code,
+        }
         before = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # its report lists the heads that we leave out
         transformers.logging.disable_progress_bar()
         try:
-            model, report = AutoModel.from_pretrained(where, output_loading_info=True, **options)
+            model, report = AutoModel.from_pretrained(
+                where, output_loading_info=True, dtype=torch.float32, **options
+            )
         finally:
             transformers.logging.set_verbosity(before)
             transformers.logging.enable_progress_bar()
@@ -220,19 +227,38 @@ class HuggingFaceEncoder(Encoder):
         out = self.model(input_ids=input_ids, attention_mask=attention_mask)
         return Features(out.last_hidden_state, attention_mask.bool())
 
-    def _audio(
-        self, sound: Tensor, owner: Tensor, rows: Tensor, sound_mask: Tensor | None = None
-    ) -> Features:
-        inputs = {self.model.main_input_name: sound}
-        # Models with group norm were trained on zero padding without a mask.
-        if sound_mask is not None and self.processor.return_attention_mask:
-            inputs["attention_mask"] = sound_mask
-        hidden = self.model(**inputs).last_hidden_state  # (W, T, D)
+    def _audio(self, sound: Tensor, windows: Tensor, sound_mask: Tensor | None = None) -> Features:
         if sound_mask is None:
+            hidden = self.model(**{self.model.main_input_name: sound}).last_hidden_state
             mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+            return Features(*join_windows(hidden, mask, windows))
+        if self.processor.return_attention_mask:
+            hidden = self.model(sound, attention_mask=sound_mask).last_hidden_state  # (W, T, D)
         else:
-            mask = self.model._get_feature_vector_attention_mask(hidden.shape[1], sound_mask).bool()
-        return Features(*join_windows(hidden, mask, owner, len(rows)))
+            hidden = self._by_length(sound, sound_mask)
+        mask = self.model._get_feature_vector_attention_mask(hidden.shape[1], sound_mask).bool()
+        return Features(*join_windows(hidden, mask, windows))
+
+    def _by_length(self, sound: Tensor, sound_mask: Tensor) -> Tensor:
+        """(W, L) -> (W, T, D) of models whose group norm sees padding and takes no mask.
+
+        Windows of one length, in quarters of a second, go together; so no other clip of the batch
+        changes what a clip is padded with.
+        """
+        quarter = self.processor.sampling_rate // 4
+        lengths = [math.ceil(n / quarter) * quarter for n in sound_mask.sum(1).tolist()]
+        sound = F.pad(sound, (0, max(lengths) - sound.shape[1]))
+        parts = {}
+        for length in sorted(set(lengths), reverse=True):
+            which = torch.tensor([w for w, n in enumerate(lengths) if n == length])
+            which = which.to(sound.device)
+            parts[length] = which, self.model(sound[which, :length]).last_hidden_state
+        longest = parts[max(lengths)][1]
+        hidden = longest.new_zeros(len(lengths), *longest.shape[1:])
+        for which, found in parts.values():
+            padded = F.pad(found, (0, 0, 0, hidden.shape[1] - found.shape[1]))
+            hidden = hidden.index_copy(0, which, padded)
+        return hidden
 
     def _has_positions(self) -> bool:
         return self.size is not None and hasattr(
@@ -259,7 +285,10 @@ class HuggingFaceEncoder(Encoder):
         if self.modality != "text":
             shown = str(self.processor)
         elif getattr(self.processor, "backend_tokenizer", None) is not None:
-            shown = self.processor.backend_tokenizer.to_str()
+            state = json.loads(self.processor.backend_tokenizer.to_str())
+            shown = json.dumps(
+                {k: v for k, v in state.items() if k not in ("truncation", "padding")}
+            )
         else:
             shown = str(sorted(self.processor.get_vocab().items()))
         return super().identity() + json.dumps(model, sort_keys=True, default=str) + shown
@@ -278,9 +307,11 @@ class HuggingFaceEncoder(Encoder):
     @classmethod
     def restore(cls, directory: Path, config: dict[str, Any]) -> HuggingFaceEncoder:
         options = {k: v for k, v in config.items() if k not in ("class", "modality")}
-        model = AutoModel.from_config(AutoConfig.from_pretrained(directory, local_files_only=True))
-        loader = PROCESSORS[config["modality"]]
-        return cls(model, loader.from_pretrained(directory, local_files_only=True), **options)
+        safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        built = AutoConfig.from_pretrained(directory, **safe)
+        model = AutoModel.from_config(built, dtype=torch.float32, trust_remote_code=False)
+        processor = PROCESSORS[config["modality"]].from_pretrained(directory, **safe)
+        return cls(model, processor, **options)
 
 
 def modality_of(model: nn.Module) -> str:

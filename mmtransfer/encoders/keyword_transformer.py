@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.encoders.decoding import decode_audio, join_windows, split_windows
+from mmtransfer.encoders.decoding import (
+    decode_audio,
+    index_windows,
+    join_windows,
+    split_windows,
+)
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
@@ -148,31 +153,27 @@ class KeywordTransformer(Encoder):
             x = block(x)
         return x
 
-    def forward(self, samples: Tensor, owner: Tensor, rows: Tensor) -> Features:
-        """samples (W, 16000), owner (W,) row of each window, rows (B,) -> tokens (B, T, width)."""
+    def forward(self, samples: Tensor, windows: Tensor) -> Features:
+        """samples (W, 16000), windows (B, K) of each row -> tokens (B, T, width)."""
         x = self.encode(samples)
         if self.tokens == "class":
             x = x[:, :1]
         elif self.tokens == "mean":
             x = torch.cat([x[:, :1], x[:, 1:].mean(1, keepdim=True)], -1)  # (W, 1, 2 D)
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        return Features(*join_windows(x, mask, owner, len(rows)))
+        return Features(*join_windows(x, mask, windows))
 
 
 class SpeechWindows:
-    """Sounds to windows of a fixed length: `samples (W, L)`, `owner (W,)`, `rows (B,)`."""
+    """Sounds to windows of a fixed length: `samples (W, L)` and `windows (B, K)` of each row."""
 
     def __init__(self, rate: int, length: int, hop_seconds: float) -> None:
         self.rate, self.length, self.hop = rate, length, round(rate * hop_seconds)
 
     def __call__(self, values: list[Any]) -> dict[str, Tensor]:
-        windows, owner = [], []
-        for row, value in enumerate(values):
+        windows, counts = [], []
+        for value in values:
             cut = split_windows(decode_audio(value).at(self.rate), self.length, self.hop)
             windows += [F.pad(torch.from_numpy(w), (0, self.length - len(w))) for w in cut]
-            owner += [row] * len(cut)
-        return {
-            "samples": torch.stack(windows),
-            "owner": torch.tensor(owner),
-            "rows": torch.arange(len(values)),
-        }
+            counts.append(len(cut))
+        return {"samples": torch.stack(windows), "windows": index_windows(counts)}

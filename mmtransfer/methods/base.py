@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from mmtransfer.features import Batch, Outputs
+from mmtransfer.features import Batch, Outputs, Row, RowContext
 from mmtransfer.registry import Configurable, methods
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RowContext:
-    """What `on_rows` may draw on: seed of the run, epoch, and the names of the input columns."""
-
-    seed: int
-    epoch: int
-    modalities: Sequence[str]
 
 
 class Method(Configurable):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmtransfer.methods.base import Method, Row, RowContext
-from mmtransfer.registry import register_method
+from mmtransfer.features import Row, RowContext
+from mmtransfer.methods.base import Method
+from mmtransfer.registry import nearest, register_method
 
 
 @register_method("modality_dropout")
@@ -24,6 +25,9 @@ class ModalityDropout(Method):
         self.rate = rate
 
     def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None:
+        for name in self.rate if isinstance(self.rate, dict) else ():
+            if name not in context.modalities:
+                raise ValueError(f"unknown modality {name!r}.{nearest(name, context.modalities)}")
         for index, row in rows:
             rng = np.random.default_rng((context.seed, context.epoch, max(index, ~index)))
             draws = dict(zip(context.modalities, rng.random(len(context.modalities)), strict=True))

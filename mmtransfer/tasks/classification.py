@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -49,9 +49,15 @@ class Classification(Task):
 
     def fit(self, values: Sequence[Any]) -> None:
         if self.classes is None:
-            found = {plain(value) for value in values if not unlabelled(value)}
-            if not found:
+            labels = [plain(value) for value in values if not unlabelled(value)]
+            kinds = sorted({type(label).__name__ for label in labels})
+            if not labels:
                 raise ValueError("the target column has no labelled row to learn classes from")
+            if len(kinds) > 1 or kinds[0] not in ("str", "int", "bool", "float"):
+                raise ValueError(
+                    f"labels must be all text or all numbers, found {', '.join(kinds)}"
+                )
+            found = set(labels)
             self.classes = sorted(found)
         self.encode(values)  # a bad label shows now, not in the middle of training
 
@@ -72,7 +78,7 @@ class Classification(Task):
         for value in values:
             if unlabelled(value):
                 encoded.append(IGNORE)
-            elif value in codes:
+            elif isinstance(value, Hashable) and value in codes:
                 encoded.append(codes[value])
             else:
                 shown = nearest(str(value), [str(label) for label in self._classes[:50]])

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from mmtransfer.data.collate import Collate
+from mmtransfer.data.collate import Collate, read_errors
 from mmtransfer.data.rows import NumberedRows, Rows, fingerprint_column
 from mmtransfer.data.store import (
     FeatureStore,
@@ -22,6 +22,7 @@ from mmtransfer.data.store import (
     write_shard,
 )
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.features import Inputs
 from mmtransfer.training.options import TrainingOptions
 
 
@@ -48,14 +49,20 @@ def stored_features(
     root = cache_directory(options.cache) / "features"
     final = root / key
     # The main process decides, lest the directory appear between the looks of two processes.
-    decision = [None if (final / "store.json").is_file() else f"{key}.{uuid.uuid4().hex[:8]}.part"]
+    complete = (final / "store.json").is_file()
+    decision = [key, None if complete else f"{key}.{uuid.uuid4().hex[:8]}.part"]
     broadcast_object_list(decision)
-    if decision[0] is None:
+    final = root / str(decision[0])
+    if decision[1] is None:
         advance(len(rows))
         return FeatureStore(final), 0
-    part = root / decision[0]
+    part = root / decision[1]
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    mine = np.array_split(np.arange(len(rows)), ranks)[rank]
+    # Whole batches go to the processes: a batch, and so its padding, is the same for any number.
+    size = options.evaluation_batch_size
+    batches = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
+    share = np.array_split(np.arange(len(batches)), ranks)[rank]
+    mine = [batches[i] for i in share]
     collate = Collate({name: encoder}, {}, split=split, on_error=options.on_error)
     unreadable: list[int] = []
     try:
@@ -76,7 +83,7 @@ def _encode(
     name: str,
     encoder: Encoder,
     rows: Rows,
-    mine: np.ndarray,
+    mine: list[list[int]],
     pooled: bool,
     collate: Collate,
     options: TrainingOptions,
@@ -87,7 +94,7 @@ def _encode(
     """Chunks of one `(T_i, D)` array, or None, per row."""
     loader: Any = torch.utils.data.DataLoader(
         NumberedRows(rows, [name]),  # type: ignore[arg-type]
-        batch_sampler=[list(map(int, b)) for b in _split(mine, options.evaluation_batch_size)],
+        batch_sampler=mine,
         collate_fn=collate,
         num_workers=options.workers,
         generator=torch.Generator(),  # encoding must not move the random state of training
@@ -96,21 +103,18 @@ def _encode(
     training = encoder.training
     encoder.eval().to(accelerator.device)
     with torch.inference_mode(), accelerator.autocast():
-        for batch in loader:
+        for batch in read_errors(loader):
             unreadable += batch.unreadable.get(name, [])
             chunk: list[np.ndarray | None] = [None] * len(batch)
-            if name in batch.inputs:
-                inputs = batch.inputs[name].to(accelerator.device, non_blocking=True)
+            inputs = batch.inputs.get(name)
+            if isinstance(inputs, Inputs):
+                inputs = inputs.to(accelerator.device, non_blocking=True)
                 features = encoder(**inputs.values)
                 features = features.pool() if pooled else features
                 tokens = features.tokens.float().cpu().numpy()
                 mask = features.mask.cpu().numpy()
-                for k, b in enumerate(batch.inputs[name].rows.tolist()):
+                for k, b in enumerate(inputs.rows.tolist()):
                     chunk[b] = tokens[k][mask[k]]
             advance(len(batch))
             yield chunk
     encoder.train(training)
-
-
-def _split(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -24,6 +24,7 @@ def train_on(
     training: TrainingOptions,
     output: Path,
     single: bool | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on a directory or hub id and leave model, metrics, table and chart in `output`.
 
@@ -40,7 +41,7 @@ def train_on(
     shown = next(split for split in ("test", "validation", "train") if split in splits)
     together = " + ".join(encoders)
     model = build_model(encoders, tasks, splits["train"], seed=training.seed, **model_options)
-    metrics = run(model, splits, strategy, training, output, together)
+    metrics = run(model, splits, strategy, training, output, together, arguments)
     metrics["single"] = {}
     single = strategy.frozen if single is None else single
     for column in encoders if single and len(encoders) > 1 else ():
@@ -49,12 +50,12 @@ def train_on(
         alone = run(model, splits, strategy, training, title=f"{column} alone")
         metrics["single"][column] = alone.get(shown, {})
     results = {**metrics["single"], together: metrics.get(shown, {})}
-    scores = {
-        task: {name: [found[task]["accuracy"]] for name, found in results.items() if task in found}
-        for task in tasks
-    }
-    if any(scores.values()):
-        leave(output, metrics, scores, f"Accuracy on {shown} rows")
+    scores: dict[str, dict[str, list[float]]] = {}
+    for name, found in results.items():
+        for task, values in found.items():
+            if model.tasks[task].score in values:  # a task without labelled rows has no score
+                scores.setdefault(task, {})[name] = [values[model.tasks[task].score]]
+    leave(output, metrics, scores, f"Accuracy on {shown} rows")
     return metrics
 
 
@@ -62,6 +63,7 @@ def leave(output: Path, metrics: Mapping[str, Any], scores: Scores, title: str) 
     """Write `metrics.json` and `chart.png`, print the table; on the main process."""
     write_json(output / "metrics.json", metrics)
     if PartialState().is_main_process:
-        print_scores(scores, title)
-        chart_scores(scores, title, output / "chart.png")
+        if scores:
+            print_scores(scores, title)
+            chart_scores(scores, title, output / "chart.png")
         print(f"model, metrics, chart and logs are in {output}")

@@ -14,7 +14,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from mmtransfer.data.rows import Rows, column, columns_of
+from mmtransfer.data.rows import SPLITS, Rows, check_rows, column, columns_of
 from mmtransfer.encoders.base import Encoder, build_encoders
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
@@ -53,43 +53,56 @@ def run(
     options: TrainingOptions,
     output: Path | None = None,
     title: str = "",
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on `data["train"]`, choose on "validation", report on "test"; -> the metrics.
 
-    With an output directory: `model/`, `metrics.json`, `best.safetensors` and the trackers' logs.
+    With an output directory: `model/`, `metrics.json`, `config.yaml` of the arguments,
+    `best.safetensors` and the trackers' logs.  All splits are checked before anything is replaced.
     """
     started = time.perf_counter()
+    for split in data:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}.{nearest(split, SPLITS)}")
+        check_rows(data[split], model.encoders, model.tasks, split, training=split == "train")
+    if output is not None:
+        clear_output(output)
+        write_config(output, arguments or {})
     parameters = sum(p.numel() for p in model.parameters())
     trainer = Trainer(
         model, data["train"], data.get("validation"), strategy, options, output, title
     )
-    history = trainer.fit()
-    metrics: dict[str, Any] = {}
-    for split in ("validation", "test"):
-        if split in data:
-            metrics[split] = trainer.evaluate(data[split], split)
-    state = trainer.accelerator
-    metrics |= {
-        "seconds": time.perf_counter() - started,
-        "timing": trainer.seconds | {"encoded_rows": trainer.encoded_rows},
-        "unreadable": trainer.unreadable_counts(),
-        "processes": state.num_processes,
-        "batch_size": options.batch_size,
-        "precision": options.precision,
-        "device": str(state.device),
-        "steps": trainer.step,
-        "parameters": parameters,
-        "strategy": strategy.config(),
-        "history": history,
-    }
+    try:
+        history = trainer.fit()
+        if output is not None:
+            trainer.save(output / "model")  # first of all: nothing below may lose it
+        metrics: dict[str, Any] = {
+            split: trainer.evaluate(data[split], split)
+            for split in ("validation", "test")
+            if split in data
+        }
+        state = trainer.accelerator
+        metrics |= {
+            "seconds": time.perf_counter() - started,
+            "timing": trainer.seconds | {"encoded_rows": trainer.encoded_rows},
+            "unreadable": trainer.unreadable_counts(),
+            "processes": state.num_processes,
+            "batch_size": options.batch_size,
+            "precision": options.precision,
+            "device": str(state.device),
+            "steps": trainer.step,
+            "parameters": parameters,
+            "strategy": strategy.config(),
+            "history": history,
+        }
+    finally:
+        trainer.close()
     trainer.progress.line(outcome(title, metrics))
     for split, columns in metrics["unreadable"].items():
         for name, count in columns.items():
             trainer.progress.line(f"{count} unreadable {split} values of {name!r} count as missing")
     if output is not None:
-        trainer.save(output / "model")
         write_json(output / "metrics.json", metrics)
-    trainer.close()
     return metrics
 
 
@@ -105,22 +118,30 @@ def outcome(title: str, metrics: Mapping[str, Any]) -> str:
     return "  ".join([title or "done", *scores, f"{metrics['seconds']:.1f} s"])
 
 
-def prepare_output(output: Path, overwrite: bool) -> None:
-    """Make an output directory.  Raises `FileExistsError` if it holds a run already."""
-    marks = ("metrics.json", "model", "best.safetensors")  # what it would be a pity to lose
+def held_by(output: Path) -> list[str]:
+    """What of an earlier run it would be a pity to lose."""
+    return [n for n in ("metrics.json", "model", "best.safetensors") if (output / n).exists()]
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise `FileExistsError` if a directory already holds a run, unless it may be replaced."""
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file, expected a directory")
-    held = [name for name in marks if (output / name).exists()]
-    if held and not overwrite:
+    if held_by(output) and not overwrite:
         raise FileExistsError(
-            f"{output} already holds a run ({', '.join(held)}): "
+            f"{output} already holds a run ({', '.join(held_by(output))}): "
             "choose another directory, or replace it with --overwrite"
         )
+
+
+def clear_output(output: Path) -> None:
+    """Make the directory, and remove what an earlier run left in it; on the main process."""
     state = PartialState()
     state.wait_for_everyone()  # all processes have looked before one of them writes
     if state.is_main_process:
+        held = held_by(output)
         output.mkdir(parents=True, exist_ok=True)
-        for name in (*held, "logs"):
+        for name in (*held, "logs", "chart.png") if held else ():
             path = output / name
             if path.is_dir():
                 shutil.rmtree(path)

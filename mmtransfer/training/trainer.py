@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from mmtransfer.data.augment import AUGMENTATIONS
-from mmtransfer.data.collate import Collate
+from mmtransfer.data.collate import Collate, read_errors
 from mmtransfer.data.rows import NumberedRows, Rows, check_rows
 from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
 from mmtransfer.data.store import FeatureStore
@@ -127,7 +127,7 @@ class Trainer:
                 self.progress.line(f"{title}  {summary(self.history[-1])}")
             stale = 0 if score > best else stale + 1
             best = max(best, score)
-            if self.options.patience and stale >= self.options.patience:
+            if 0 < self.options.patience <= stale and "validation" in self.splits:
                 break
         optimizer.zero_grad(set_to_none=True)
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -148,14 +148,17 @@ class Trainer:
                 outputs = model(batch.inputs, len(batch))
                 loss = self._task_loss(outputs, batch, counts)
                 loss_of_step += loss.detach()
+                # This part's share of the step, blown up to the size of a whole loss, so that what
+                # a method adds weighs the same however many parts the step has.
+                loss = loss * (len(window) * self.accelerator.num_processes)
                 for method in self.strategy.methods:
                     loss = method.on_loss(loss, self.model, batch, outputs)
-                # Gradients are averaged over processes, the loss is a sum over all of their rows.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                self.accelerator.backward(loss / len(window))  # averaged over processes by DDP
+        self.accelerator.unscale_gradients(optimizer)  # of fp16, once, before anybody looks
         for method in self.strategy.methods:
             method.on_gradients(self.model)
         if self.options.clip:
-            self.accelerator.clip_grad_norm_(model.parameters(), self.options.clip)
+            nn.utils.clip_grad_norm_(model.parameters(), self.options.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:
@@ -305,9 +308,11 @@ class Trainer:
         """The feature stores of all modalities whose encoder is frozen now."""
         frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
         known = self.splits.get(split) is rows
+        stores = {}
         started = time.perf_counter()
         for name, encoder in frozen.items():
             if known and (split, name) in self.stores:
+                stores[name] = self.stores[split, name]
                 continue
             title = f"features of {name}, {split}"
             with self.progress.bar(title, len(rows)) as advance:
@@ -321,13 +326,15 @@ class Trainer:
                     self.accelerator,
                     advance,
                 )
-            self.stores[split, name] = store
+            stores[name] = store
+            if known:
+                self.stores[split, name] = store
             self.encoded_rows += encoded
             self._note_unreadable(split, {name: store.unreadable})
             if encoded:
                 self.seconds["encoding"] += time.perf_counter() - started
             started = time.perf_counter()
-        return {name: self.stores[split, name] for name in frozen}
+        return stores
 
     def _train_batches(self) -> TrainBatches:
         return TrainBatches(
@@ -374,7 +381,7 @@ class Trainer:
         )
 
     def _noted(self, split: str, loader: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in loader:
+        for batch in read_errors(loader):
             self._note_unreadable(split, batch.unreadable)
             yield batch
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from mmtransfer.data.rows import (
     check_rows,
@@ -15,6 +17,7 @@ from mmtransfer.data.rows import (
     with_label_names,
 )
 from mmtransfer.encoders.base import build_encoder
+from mmtransfer.encoders.decoding import Waveform
 from mmtransfer.tasks.classification import Classification
 
 
@@ -107,3 +110,23 @@ def test_class_labels_become_names():
     features = datasets.Features({"y": datasets.ClassLabel(names=["no", "yes"])})
     data = datasets.Dataset.from_dict({"y": [1, 0, -1]}, features=features)
     assert [row["y"] for row in with_label_names(data, "y")] == ["yes", "no", None]
+
+
+def test_any_text_has_a_fingerprint():
+    for text in ("x" * 300, "null \0 inside", "many words " * 100):
+        assert fingerprint_column([{"text": text}], "text")
+
+
+def test_values_that_print_alike_differ():
+    """Long tensors and waveforms are abbreviated when printed."""
+    long = [np.zeros(20_000, np.float32) for _ in range(2)]
+    long[1][10_000] = 1
+    kinds = [
+        [Waveform(samples, 16000) for samples in long],
+        [torch.from_numpy(samples) for samples in long],
+        [long[0], long[0].astype(np.float64)],
+        [["a", "b"], ["ab"]],
+    ]
+    for values in kinds:
+        first, second = (fingerprint_column([{"v": value}], "v") for value in values)
+        assert first != second

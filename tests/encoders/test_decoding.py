@@ -17,6 +17,7 @@ from mmtransfer.encoders.decoding import (
     decode_audio,
     decode_image,
     decode_text,
+    index_windows,
     join_windows,
     split_windows,
 )
@@ -54,9 +55,10 @@ def test_joined_windows_are_each_rows_tokens_in_order(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    windows = index_windows(counts)
     tokens = torch.randn(len(owner), length, 2, generator=generator)
     mask = torch.rand(len(owner), length, generator=generator) < 0.7
-    joined, real = join_windows(tokens, mask, owner, len(counts))
+    joined, real = join_windows(tokens, mask, windows)
     assert joined.shape == (len(counts), max(counts) * length, 2)
     for row, count in enumerate(counts):
         mine = owner == row
@@ -69,7 +71,7 @@ def test_joined_windows_are_each_rows_tokens_in_order(
 def test_joined_windows_pass_gradients_back_to_every_token() -> None:
     tokens = torch.randn(4, 2, 3, requires_grad=True)
     mask = torch.ones(4, 2, dtype=torch.bool)
-    joined, _ = join_windows(tokens, mask, torch.tensor([0, 1, 1, 1]), 2)
+    joined, _ = join_windows(tokens, mask, index_windows([1, 3]))
     joined.sum().backward()
     assert torch.equal(tokens.grad, torch.ones_like(tokens))
 

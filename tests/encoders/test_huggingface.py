@@ -144,7 +144,7 @@ def kind(request: pytest.FixtureRequest, made: Callable[[str], Kind]) -> Kind:
 
 @pytest.fixture
 def values(kind: Kind, picture: Maker, clip: Maker) -> list[Any]:
-    """Raw values; sounds of one length where padding is known to change a clip's mates."""
+    """Raw values; sounds of one length where transformers' own padding changes a clip."""
     if kind.modality == "image":
         return [picture(0, (60, 50)), picture(1, (40, 70)), picture(2, (64, 64))]
     if kind.modality == "text":
@@ -346,6 +346,26 @@ def test_long_texts_are_cut_where_roberta_says_so(tmp_path: Path) -> None:
     save(tmp_path, transformers.RobertaModel(config), _tokenizer())
     encoder = build_encoder(f"hf:{tmp_path}").eval()
     assert encoder(**encoder.collate(["apple " * 40])).mask.sum() == 12
+
+
+def test_group_norm_does_not_let_clips_change_each_other(
+    made: Callable[[str], Kind], clip: Maker
+) -> None:
+    """Unlike in a padded batch of transformers, whose group norm sees the padding."""
+    encoder = build_encoder(f"hf:{made('wav2vec2-group').directory}")
+    check_encoder(encoder, [clip(0, 0.6, 4000), clip(1, 0.31, 4000), clip(2, 1.1, 4000)])
+
+
+@pytest.mark.parametrize("name", ["wav2vec2-layer", "wav2vec2-group"])
+def test_half_precision_checkpoints_are_trained_in_full(
+    name: str, made: Callable[[str], Kind], tmp_path: Path, clip: Maker
+) -> None:
+    kind = made(name)
+    AutoModel.from_pretrained(kind.directory).to(torch.bfloat16).save_pretrained(tmp_path)
+    AutoFeatureExtractor.from_pretrained(kind.directory).save_pretrained(tmp_path)
+    encoder = build_encoder(f"hf:{tmp_path}").eval()
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    assert encoder(**encoder.collate([clip(0, 0.5, 4000)])).tokens.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["wav2vec2-layer", "wav2vec2-group"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtransfer.methods.base import RowContext
+from mmtransfer.features import RowContext
 from mmtransfer.methods.modality_dropout import ModalityDropout
 
 NAMES = ["audio", "image", "text"]

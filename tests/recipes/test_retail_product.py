@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mmtransfer import Phase, Strategy, TrainingOptions, build_strategy
 from mmtransfer.data.products import product_rows
 from mmtransfer.model import TransferModel
 
@@ -80,6 +82,56 @@ def test_a_run_on_own_data(data, tmp_path):
     repeated = json.loads((tmp_path / "out2/metrics.json").read_text())
     assert repeated["test"] == metrics["test"]
     assert repeated["timing"]["encoded_rows"] == 0  # read from the store
+
+
+@pytest.mark.slow
+def test_the_story_fills_its_table(tmp_path, monkeypatch):
+    """The default run, at small sizes: every strategy for every set of modalities and seed."""
+    specification = importlib.util.spec_from_file_location("retail_product", RECIPE)
+    story = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(story)
+    small = {
+        "source": {
+            "train": product_rows("source/train", rows=64),
+            "validation": product_rows("source/validation", rows=64),
+        },
+        "target": {
+            "train": product_rows("target/train", rows=32),
+            "validation": product_rows("target/validation", rows=16),
+            "test": product_rows("target/test", rows=16),
+        },
+    }
+    monkeypatch.setattr(story, "product_data", lambda seed: small)
+    monkeypatch.setattr(story, "PRETRAINING", dict.fromkeys(story.TINY, Phase(1, encoder_lr=1e-3)))
+    short = {"from_scratch": Strategy([Phase(1, encoder_lr=1e-3)])}
+    short["linear_probe"] = build_strategy("linear_probe", epochs=1)
+    short["lp_ft"] = build_strategy("lp_ft", probe_epochs=1, epochs=1)
+    monkeypatch.setattr(story, "STRATEGIES", short)
+    story.tell_story(tmp_path, 2, TrainingOptions(progress=False), {"seeds": 2})
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    together = "image + text + audio"
+    assert {name: set(row) for name, row in metrics["table"].items()} == {
+        name: {"image", "text", "audio", together} for name in short
+    }
+    assert all(len(cell) == 2 for row in metrics["table"].values() for cell in row.values())
+    last = metrics["table"]["lp_ft"][together][1]
+    assert metrics["test"]["product"]["accuracy"] == last  # of the model that is kept
+    assert (tmp_path / "chart.png").is_file()
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_failed_overwrite_leaves_the_old_run(data, tmp_path):
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "metrics.json").write_text("{}")
+    shared = ("--data", str(data), "--output", "out", "--overwrite")
+    done = recipe(*shared, "--image", "tiny-vti", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Did you mean 'tiny-vit'" in done.stderr
+    done = recipe(
+        *shared, "--image", "tiny-vit", "--tasks", '{"prodct": "classification"}', cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert (tmp_path / "out" / "metrics.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def main(saved: str, output: str) -> None:
         trainer = Trainer(model, train, test, strategy, options)
         history = trainer.fit()
         results[name] = {"losses": trainer.losses, "history": history}
+        stores = {n: trainer.stores.get(("train", n)) for n in TINY}
+        results[name]["stored"] = {
+            n: [None if row is None else row.tolist() for row in store]
+            for n, store in stores.items()
+            if store is not None
+        }
         processes = trainer.accelerator.num_processes
         main_process = trainer.accelerator.is_main_process
         trainer.close()

@@ -9,21 +9,31 @@ import pytest
 import yaml
 
 from mmtransfer.training.options import TrainingOptions
-from mmtransfer.training.run import build_model, plain, prepare_output, write_config
+from mmtransfer.training.run import (
+    build_model,
+    check_output,
+    clear_output,
+    plain,
+    run,
+    write_config,
+)
 from mmtransfer.training.setup import rate_curve, windows
-from mmtransfer.transfer.base import Phase
+from mmtransfer.transfer.base import Phase, build_strategy
 
 
 def test_an_output_directory_that_holds_a_run_is_refused(tmp_path):
     out = tmp_path / "out"
-    prepare_output(out, overwrite=False)
+    check_output(out, overwrite=False)
+    clear_output(out)
     write_config(out, {"data": "here"})
-    prepare_output(out, overwrite=False)  # a configuration alone is nothing that could be lost
+    check_output(out, overwrite=False)  # a configuration alone is nothing that could be lost
     (out / "metrics.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"already holds a run \(metrics.json\).*--overwrite"):
-        prepare_output(out, overwrite=False)
-    prepare_output(out, overwrite=True)
+        check_output(out, overwrite=False)
+    check_output(out, overwrite=True)
+    assert (out / "metrics.json").exists()  # replaced only when the new run begins
+    clear_output(out)
     assert not (out / "metrics.json").exists()
     assert (out / "notes.txt").exists()  # what the run did not write stays
 
@@ -31,7 +41,27 @@ def test_an_output_directory_that_holds_a_run_is_refused(tmp_path):
 def test_an_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(FileExistsError, match="is a file, expected a directory"):
-        prepare_output(tmp_path / "out", overwrite=True)
+        check_output(tmp_path / "out", overwrite=True)
+
+
+def test_logs_of_no_run_of_ours_stay(tmp_path):
+    (tmp_path / "logs").mkdir()
+    clear_output(tmp_path)
+    assert (tmp_path / "logs").is_dir()
+
+
+def test_all_splits_are_checked_before_training(products, tmp_path):
+    data = products | {"test": [products["test"][0] | {"product": "brick"}]}
+    (tmp_path / "metrics.json").write_text("{}")
+    model = build_model(
+        {"text": "tiny-bert"}, {"product": "classification"}, data["train"], width=8
+    )
+    plan, options = build_strategy("full", epochs=1), TrainingOptions(progress=False)
+    with pytest.raises(ValueError, match="test column 'product': label 'brick' is none of the 16"):
+        run(model, data, plan, options, tmp_path)
+    assert (tmp_path / "metrics.json").exists()
+    with pytest.raises(ValueError, match="unknown split 'val'. Did you mean 'validation'"):
+        run(model, {"train": data["train"], "val": data["validation"]}, plan, options)
 
 
 def test_the_configuration_is_plain_yaml(tmp_path):

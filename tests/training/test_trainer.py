@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmtransfer.data.collate import Collate
+from mmtransfer.data.collate import Collate, ReadError
 from mmtransfer.data.samplers import TrainBatches
 from mmtransfer.encoders.huggingface import HuggingFaceEncoder
 from mmtransfer.methods.base import Method
@@ -302,3 +302,63 @@ def test_a_run_leaves_its_outputs(products, tmp_path: Path):
         for a, r in zip(answers, products["test"], strict=True)
     ]
     assert sum(right) / len(right) == pytest.approx(metrics["test"]["product"]["accuracy"])
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_penalty_weighs_the_same_however_the_step_is_cut(products, accumulation):
+    """A loss that is only a method's penalty gives the same weights for any accumulation."""
+
+    class Pull(Method):
+        def on_loss(self, loss, model, batch, outputs):
+            return 0 * loss + model.heads["product"].weight.square().sum()
+
+    model = small(products)
+    start = model.heads["product"].weight.detach().clone()
+    gradients = []
+
+    class Look(Method):
+        def on_gradients(self, model):
+            gradients.append(model.heads["product"].weight.grad.clone())
+
+    strategy = Strategy([Phase(1, lr=1e-3)], [Pull(), Look()])
+    Trainer(model, products["train"], None, strategy, options(accumulation=accumulation)).fit()
+    assert torch.allclose(gradients[0], 2 * start, atol=1e-6)
+
+
+def test_without_labelled_validation_rows_the_last_epoch_is_kept(products):
+    blind = [row | {"product": None, "category": None} for row in products["validation"]]
+    model = small(products)
+    before = state(model)
+    trainer = Trainer(
+        model, products["train"], blind, build_strategy("linear_probe", epochs=2), options()
+    )
+    trainer.fit()
+    assert not torch.equal(before["heads.product.weight"], state(model)["heads.product.weight"])
+
+
+def test_other_rows_under_a_known_name_do_not_enter_training(products):
+    trainer = Trainer(
+        small(products), products["train"], None, Strategy([Phase(1, lr=1e-2)]), options()
+    )
+    trainer.fit()
+    kept = dict(trainer.stores)
+    trainer.evaluate(products["test"], "train")
+    assert trainer.stores == kept
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_value_is_one_line_with_workers_too(products, workers):
+    broken = [dict(row) for row in products["train"]]
+    broken[4]["image"] = b"broken"
+    for name in ("full", "linear_probe"):
+        trainer = Trainer(
+            small(products),
+            broken,
+            None,
+            build_strategy(name, epochs=1),
+            options(workers=workers),
+        )
+        with pytest.raises(ReadError) as caught:
+            trainer.fit()
+        assert str(caught.value).startswith("train row 4, column 'image' cannot be read")
+        assert "Traceback" not in str(caught.value)
