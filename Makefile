@@ -16,6 +16,7 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .venv/ready: pyproject.toml constraints.txt
+	@echo "Installing into .venv, about two minutes and 6 GB ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"

@@ -22,7 +22,7 @@ from mmtransfer.data.store import (
     write_shard,
 )
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Inputs
+from mmtransfer.features import Features, Inputs
 from mmtransfer.training.options import TrainingOptions
 
 
@@ -110,8 +110,10 @@ def _encode(
             if isinstance(inputs, Inputs):
                 inputs = inputs.to(accelerator.device, non_blocking=True)
                 features = encoder(**inputs.values)
+                # A mean over half-precision tokens would lose digits that the tokens still have.
+                features = Features(features.tokens.float(), features.mask)
                 features = features.pool() if pooled else features
-                tokens = features.tokens.float().cpu().numpy()
+                tokens = features.tokens.cpu().numpy()
                 mask = features.mask.cpu().numpy()
                 for k, b in enumerate(inputs.rows.tolist()):
                     chunk[b] = tokens[k][mask[k]]
