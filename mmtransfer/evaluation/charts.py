@@ -75,9 +75,9 @@ def chart_scores(scores: Scores, title: str, path: Path) -> None:
             color=colours(0.1 + 0.8 * k / max(1, len(members) - 1)),
             label=name,
         )
-        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.set_xticks(range(len(scores)), list(scores))
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel("accuracy (%)")
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,7 @@ def test_metrics_equal_scikit_learn_on_the_labelled_rows():
     assert found["y"]["rows"] == int(kept.sum())
     assert found["y"]["accuracy"] == pytest.approx(accuracy_score(truth, guess))
     assert found["y"]["f1_macro"] == pytest.approx(f1_score(truth, guess, average="macro"))
-    expected = log_loss(truth, logits[kept].softmax(1).double(), labels=range(4))
+    expected = log_loss(truth, logits[kept].double().softmax(1), labels=range(4))
     assert found["y"]["loss"] == pytest.approx(expected, abs=1e-5)
 
 
