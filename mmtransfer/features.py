@@ -13,6 +13,11 @@ from torch import Tensor
 Row = dict[str, Any]
 
 
+def row_number(index: int) -> int:
+    """The row that an index of a batch stands for; that of a filler is negative, `~row`."""
+    return max(index, ~index)
+
+
 @dataclass(frozen=True)
 class RowContext:
     """What may decide about training rows: seed of the run, epoch, names of the input columns."""

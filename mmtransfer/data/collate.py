@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Batch, Features, Inputs, Row, RowContext
+from mmtransfer.features import Batch, Features, Inputs, Row, RowContext, row_number
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
@@ -117,7 +117,9 @@ class Collate:
             change = self.augment[name]
             column = sum(name.encode())
             raw = [
-                change(v, np.random.default_rng((self.seed, int(self.epoch), max(i, ~i), column)))
+                change(
+                    v, np.random.default_rng((self.seed, int(self.epoch), row_number(i), column))
+                )
                 for _, i, v in values
             ]
         else:
@@ -132,7 +134,7 @@ class Collate:
             try:
                 self._read(name, [value])
             except Exception as error:
-                row = max(value[1], ~value[1])
+                row = row_number(value[1])
                 if self.on_error == "raise":
                     where = f"{self.split} row {row}".strip()
                     raise ReadError(

@@ -10,6 +10,7 @@ from typing import Any
 from mmtransfer.data.collate import Row, Stored
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.decoding import is_file
+from mmtransfer.features import row_number
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
@@ -182,7 +183,7 @@ class NumberedRows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[int, Row]:
-        number = max(index, ~index)  # a negative index is a filler, see samplers
+        number = row_number(index)
         found = self.rows[number] if self.kept else {}
         row = {name: found.get(name) for name in self.kept}
         for name, store in self.stored.items():
