@@ -84,8 +84,12 @@ def run(
         state = trainer.accelerator
         metrics |= {
             "seconds": time.perf_counter() - started,
-            "timing": trainer.seconds | {"encoded_rows": trainer.encoded_rows},
-            "unreadable": trainer.unreadable_counts(),
+            "timing": trainer.seconds
+            | {
+                "encoding": trainer.data.encoding_seconds,
+                "encoded_rows": trainer.data.encoded_rows,
+            },
+            "unreadable": trainer.data.unreadable_counts(),
             "processes": state.num_processes,
             "batch_size": options.batch_size,
             "precision": options.precision,

@@ -5,25 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
 
-from mmtransfer.data.augment import AUGMENTATIONS
-from mmtransfer.data.collate import Collate, read_errors
-from mmtransfer.data.rows import NumberedRows, Rows, check_rows
-from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
-from mmtransfer.data.store import FeatureStore
+from mmtransfer.data.rows import Rows
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.model import TransferModel, is_trainable
-from mmtransfer.training.features import stored_features
+from mmtransfer.training.data import TrainingData
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
 from mmtransfer.training.setup import make_accelerator, rate_curve, windows
@@ -52,21 +47,16 @@ class Trainer:
         self.model, self.strategy = model, strategy
         self.options = options or TrainingOptions()
         self.output = output
-        self.splits: dict[str, Rows] = {"train": train}
-        check_rows(train, model.encoders, model.tasks, "train", training=True)
-        if validation is not None:
-            check_rows(validation, model.encoders, model.tasks, "validation")
-            self.splits["validation"] = validation
         self.accelerator = make_accelerator(self.options, output)
         shown = self.options.progress and self.accelerator.is_main_process
         self.progress = Progress(shown, title)
+        splits = {"train": train} | ({} if validation is None else {"validation": validation})
+        self.data = TrainingData(
+            model, splits, strategy, self.options, self.accelerator, self.progress
+        )
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of every step
-        self.seconds = {"encoding": 0.0, "training": 0.0, "evaluation": 0.0}
-        self.encoded_rows = 0
-        self.unreadable: dict[str, dict[str, set[int]]] = {}
-        self.stores: dict[tuple[str, str], FeatureStore] = {}
-        self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.best_score, self.best_state = -math.inf, dict[str, Tensor]()
         self.step = 0
         self.model.to(self.accelerator.device)
@@ -89,18 +79,15 @@ class Trainer:
 
     def _fit_phase(self, number: int, phase: Phase) -> None:
         groups = phase.apply(self.model)
-        changing = {name for name, e in self.model.encoders.items() if is_trainable(e)}
-        self.stores = {key: s for key, s in self.stores.items() if key[1] not in changing}
-        self.loaders.clear()
         self.best_state |= self._trained_state()
-        stores = {split: self._stores(split, self.splits[split]) for split in self.splits}
-        if number == 0 and stores["train"]:
-            statistics = {n: store.statistics() for n, store in stores["train"].items()}
+        self.data.begin_phase()
+        stores = self.data.stores_of("train", self.data.splits["train"])
+        if number == 0 and stores:
+            statistics = {n: store.statistics() for n, store in stores.items()}
             self.model.fusion.standardise(
                 {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in statistics.items()}
             )
-        batches = self._train_batches()
-        loader = self._loader("train", self.splits["train"], batches, stores["train"])
+        loader, batches = self.data.train_loader()
         fused = self.accelerator.device.type in ("cpu", "cuda") and self.options.precision != "fp16"
         optimizer = torch.optim.AdamW(groups, fused=fused)
         curve = rate_curve(phase, phase.epochs * batches.steps)
@@ -115,7 +102,7 @@ class Trainer:
             self.model.train()
             pending: list[Tensor] = []
             title = f"phase {number + 1} epoch {epoch + 1}/{phase.epochs}"
-            steps = windows(self._noted("train", loader), self.options.accumulation)
+            steps = windows(self.data.noted("train", loader), self.options.accumulation)
             for window in self.progress.track(steps, title, batches.steps):
                 pending.append(self._train_step(model, optimizer, scheduler, window))
                 if len(pending) == LOG_EVERY:
@@ -127,7 +114,7 @@ class Trainer:
                 self.progress.line(f"{title}  {summary(self.history[-1])}")
             stale = 0 if score > best else stale + 1
             best = max(best, score)
-            if 0 < self.options.patience <= stale and "validation" in self.splits:
+            if 0 < self.options.patience <= stale and "validation" in self.data.splits:
                 break
         optimizer.zero_grad(set_to_none=True)
         self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
@@ -209,8 +196,8 @@ class Trainer:
             "train_loss": sum(self.losses[-steps:]) / steps,
         }
         score = -math.inf
-        if "validation" in self.splits:
-            record["validation"] = self.evaluate(self.splits["validation"], "validation")
+        if "validation" in self.data.splits:
+            record["validation"] = self.evaluate(self.data.splits["validation"], "validation")
             score = self.score(record["validation"])
             scalars = {
                 f"validation/{task}/{metric}": value
@@ -257,37 +244,15 @@ class Trainer:
 
     def collect(self, rows: Rows, split: str = "test") -> Collected:
         """Logits of every row, once, in order, on all processes."""
-        known = self.splits.get(split) is rows  # other rows may come under any name
-        if not known:
-            check_rows(rows, self.model.encoders, self.model.tasks, split)
-        stores = self._stores(split, rows)
+        loader = self.data.evaluation_loader(split, rows)
         started = time.perf_counter()
-        loader = self.loaders.get(split) if known else None
-        if loader is None:
-            batches = EvaluationBatches(
-                len(rows),
-                self.options.evaluation_batch_size,
-                self.accelerator.process_index,
-                self.accelerator.num_processes,
-            )
-            loader = self._loader(split, rows, batches, stores)
-        if known:
-            self.loaders[split] = loader
         training = self.model.training
         self.model.eval()
         with self.accelerator.autocast():
-            collected = collect(self.model, self._noted(split, loader), self.accelerator.device)
+            collected = collect(self.model, self.data.noted(split, loader), self.accelerator.device)
         self.model.train(training)
         self.seconds["evaluation"] += time.perf_counter() - started
         return collected
-
-    def unreadable_counts(self) -> dict[str, dict[str, int]]:
-        """`{split: {column: values that could not be read}}`, over all processes."""
-        mine = [(s, c, sorted(rows)) for s, cs in self.unreadable.items() for c, rows in cs.items()]
-        found: dict[str, dict[str, set[int]]] = {}
-        for split, column, rows in gather_object(mine):
-            found.setdefault(split, {}).setdefault(column, set()).update(rows)
-        return {s: {c: len(rows) for c, rows in cs.items()} for s, cs in found.items()}
 
     def save(self, directory: Path) -> None:
         """Write the model, from the main process, while the others wait."""
@@ -298,98 +263,9 @@ class Trainer:
     def close(self) -> None:
         """Unfreeze the model and end the trackers; the processes live on (see `end_processes`)."""
         self.model.requires_grad_(True)
-        self.loaders.clear()
+        self.data.loaders.clear()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-    # -- data -------------------------------------------------------------------------------------
-
-    def _stores(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
-        """The feature stores of all modalities whose encoder is frozen now."""
-        frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
-        known = self.splits.get(split) is rows
-        stores = {}
-        started = time.perf_counter()
-        for name, encoder in frozen.items():
-            if known and (split, name) in self.stores:
-                stores[name] = self.stores[split, name]
-                continue
-            title = f"features of {name}, {split}"
-            with self.progress.bar(title, len(rows)) as advance:
-                store, encoded = stored_features(
-                    name,
-                    encoder,
-                    rows,
-                    split,
-                    not self.model.fusion.uses_tokens,
-                    self.options,
-                    self.accelerator,
-                    advance,
-                )
-            stores[name] = store
-            if known:
-                self.stores[split, name] = store
-            self.encoded_rows += encoded
-            self._note_unreadable(split, {name: store.unreadable})
-            if encoded:
-                self.seconds["encoding"] += time.perf_counter() - started
-            started = time.perf_counter()
-        return stores
-
-    def _train_batches(self) -> TrainBatches:
-        return TrainBatches(
-            len(self.splits["train"]),
-            self.options.batch_size,
-            self.options.seed,
-            self.options.accumulation,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-
-    def _loader(
-        self,
-        split: str,
-        rows: Rows,
-        batches: Sampler[list[int]],
-        stores: Mapping[str, FeatureStore],
-    ) -> Any:
-        training = isinstance(batches, TrainBatches)
-        model, options = self.model, self.options
-        augment = {}
-        if training and options.augment:
-            for name, encoder in model.encoders.items():
-                if is_trainable(encoder) and encoder.modality in AUGMENTATIONS:
-                    augment[name] = AUGMENTATIONS[encoder.modality]()
-        collate = Collate(
-            model.encoders,
-            model.tasks,
-            split=split,
-            on_error=options.on_error,
-            methods=self.strategy.methods if training else (),
-            augment=augment,
-            seed=options.seed,
-        )
-        return DataLoader(
-            NumberedRows(rows, [*model.encoders, *model.tasks], stores),  # type: ignore[arg-type]
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=options.workers,
-            # Forking anew each epoch makes the kernel copy every page that training touches next.
-            persistent_workers=options.workers > 0,
-            generator=torch.Generator(),  # else each loader draws from the state of drop-out
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-
-    def _noted(self, split: str, loader: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in read_errors(loader):
-            self._note_unreadable(split, batch.unreadable)
-            yield batch
-
-    def _note_unreadable(self, split: str, found: Mapping[str, list[int]]) -> None:
-        for column, rows in found.items():
-            if not rows:
-                continue
-            self.unreadable.setdefault(split, {}).setdefault(column, set()).update(rows)
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def main(saved: str, output: str) -> None:
         trainer = Trainer(model, train, test, strategy, options)
         history = trainer.fit()
         results[name] = {"losses": trainer.losses, "history": history}
-        stores = {n: trainer.stores.get(("train", n)) for n in TINY}
+        stores = {n: trainer.data.stores.get(("train", n)) for n in TINY}
         results[name]["stored"] = {
             n: [None if row is None else row.tolist() for row in store]
             for n, store in stores.items()

@@ -136,7 +136,7 @@ def test_stored_features_train_like_encoder_inputs(products):
     twin = copy.deepcopy(model)
     Trainer(model, products["train"], None, Strategy([phase]), options()).fit()
     trainer = Trainer(twin, products["train"], None, Strategy([phase]), options())
-    encode = trainer._stores
+    encode = trainer.data.stores_of
 
     def statistics_only(split, rows):
         if not trainer.history and not trainer.losses:
@@ -147,7 +147,7 @@ def test_stored_features_train_like_encoder_inputs(products):
             )
         return {}
 
-    trainer._stores = statistics_only
+    trainer.data.stores_of = statistics_only
     trainer.fit()
     for name, tensor in model.state_dict().items():
         assert torch.allclose(twin.state_dict()[name], tensor, atol=2e-4), name
@@ -341,9 +341,9 @@ def test_other_rows_under_a_known_name_do_not_enter_training(products):
         small(products), products["train"], None, Strategy([Phase(1, lr=1e-2)]), options()
     )
     trainer.fit()
-    kept = dict(trainer.stores)
+    kept = dict(trainer.data.stores)
     trainer.evaluate(products["test"], "train")
-    assert trainer.stores == kept
+    assert trainer.data.stores == kept
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,0 +1,166 @@
+"""What the loop reads: loaders and their workers, stored features, unreadable values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Sampler
+
+from mmtransfer.data.augment import AUGMENTATIONS
+from mmtransfer.data.collate import Collate, read_errors
+from mmtransfer.data.rows import NumberedRows, Rows, check_rows
+from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
+from mmtransfer.data.store import FeatureStore
+from mmtransfer.features import Batch
+from mmtransfer.model import TransferModel, is_trainable
+from mmtransfer.training.features import stored_features
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.progress import Progress
+from mmtransfer.transfer.base import Strategy
+
+
+class TrainingData:
+    """The splits of a run, and how they reach the model in the present phase.
+
+    Raises `ValueError` at once for data that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: TransferModel,
+        splits: Mapping[str, Rows],
+        strategy: Strategy,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        progress: Progress,
+    ) -> None:
+        for split, rows in splits.items():
+            check_rows(rows, model.encoders, model.tasks, split, training=split == "train")
+        self.model, self.splits, self.strategy = model, dict(splits), strategy
+        self.options, self.accelerator, self.progress = options, accelerator, progress
+        self.encoding_seconds, self.encoded_rows = 0.0, 0
+        self.unreadable: dict[str, dict[str, set[int]]] = {}
+        self.stores: dict[tuple[str, str], FeatureStore] = {}
+        self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
+
+    def begin_phase(self) -> None:
+        """Forget the loaders, and the features of what trains now; fill the stores of the rest."""
+        changing = {name for name, e in self.model.encoders.items() if is_trainable(e)}
+        self.stores = {key: s for key, s in self.stores.items() if key[1] not in changing}
+        self.loaders.clear()
+        for split, rows in self.splits.items():
+            self.stores_of(split, rows)
+
+    def train_loader(self) -> tuple[Any, TrainBatches]:
+        """A loader of this process's micro-batches, and the sampler that orders them."""
+        batches = TrainBatches(
+            len(self.splits["train"]),
+            self.options.batch_size,
+            self.options.seed,
+            self.options.accumulation,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return self._loader("train", self.splits["train"], batches), batches
+
+    def evaluation_loader(self, split: str, rows: Rows) -> Any:
+        """A loader of all rows in order; for a split of the run it is made once per phase."""
+        known = self.splits.get(split) is rows  # other rows may come under any name
+        if not known:
+            check_rows(rows, self.model.encoders, self.model.tasks, split)
+        if known and split in self.loaders:
+            return self.loaders[split]
+        batches = EvaluationBatches(
+            len(rows),
+            self.options.evaluation_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        loader = self._loader(split, rows, batches)
+        if known:
+            self.loaders[split] = loader
+        return loader
+
+    def noted(self, split: str, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of a loader; what of them could not be read is remembered."""
+        for batch in read_errors(loader):
+            self._note_unreadable(split, batch.unreadable)
+            yield batch
+
+    def unreadable_counts(self) -> dict[str, dict[str, int]]:
+        """`{split: {column: values that could not be read}}`, over all processes."""
+        mine = [(s, c, sorted(rows)) for s, cs in self.unreadable.items() for c, rows in cs.items()]
+        found: dict[str, dict[str, set[int]]] = {}
+        for split, column, rows in gather_object(mine):
+            found.setdefault(split, {}).setdefault(column, set()).update(rows)
+        return {s: {c: len(rows) for c, rows in cs.items()} for s, cs in found.items()}
+
+    def stores_of(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
+        """The feature stores of all modalities whose encoder is frozen now."""
+        frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
+        known = self.splits.get(split) is rows
+        stores = {}
+        for name, encoder in frozen.items():
+            if known and (split, name) in self.stores:
+                stores[name] = self.stores[split, name]
+                continue
+            started = time.perf_counter()
+            title = f"features of {name}, {split}"
+            with self.progress.bar(title, len(rows)) as advance:
+                store, encoded = stored_features(
+                    name,
+                    encoder,
+                    rows,
+                    split,
+                    not self.model.fusion.uses_tokens,
+                    self.options,
+                    self.accelerator,
+                    advance,
+                )
+            stores[name] = store
+            if known:
+                self.stores[split, name] = store
+            self.encoded_rows += encoded
+            self._note_unreadable(split, {name: store.unreadable})
+            if encoded:
+                self.encoding_seconds += time.perf_counter() - started
+        return stores
+
+    def _loader(self, split: str, rows: Rows, batches: Sampler[list[int]]) -> Any:
+        training = isinstance(batches, TrainBatches)
+        model, options = self.model, self.options
+        augment = {}
+        if training and options.augment:
+            for name, encoder in model.encoders.items():
+                if is_trainable(encoder) and encoder.modality in AUGMENTATIONS:
+                    augment[name] = AUGMENTATIONS[encoder.modality]()
+        collate = Collate(
+            model.encoders,
+            model.tasks,
+            split=split,
+            on_error=options.on_error,
+            methods=self.strategy.methods if training else (),
+            augment=augment,
+            seed=options.seed,
+        )
+        stores = self.stores_of(split, rows)
+        return DataLoader(
+            NumberedRows(rows, [*model.encoders, *model.tasks], stores),  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=options.workers,
+            # Forking anew each epoch makes the kernel copy every page that training touches next.
+            persistent_workers=options.workers > 0,
+            generator=torch.Generator(),  # else each loader draws from the state of drop-out
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def _note_unreadable(self, split: str, found: Mapping[str, list[int]]) -> None:
+        for column, rows in found.items():
+            if rows:
+                self.unreadable.setdefault(split, {}).setdefault(column, set()).update(rows)
