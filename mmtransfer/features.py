@@ -32,7 +32,8 @@ class Inputs:
     """Encoder inputs of the rows of a batch that have one modality.
 
     values: keyword arguments of the encoder's forward, for the present rows only
-    rows: (P,) int64, which of the B rows of the batch they are
+    rows: (P,) int64, which of the B rows of the batch they are; values behind the P-th belong to
+        none, they only let an encoder take part in a step
     """
 
     values: dict[str, Tensor]
@@ -89,6 +90,9 @@ class Features:
     def pool(self) -> Features:
         """The same features with T = 1."""
         return Features(self.pooled()[:, None], self.present[:, None])
+
+    def first(self, count: int) -> Features:
+        return Features(self.tokens[:count], self.mask[:count])
 
     def scatter(self, rows: Tensor, size: int) -> Features:
         """Place these P rows into a batch of `size`; all other rows become absent."""

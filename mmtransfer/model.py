@@ -65,11 +65,13 @@ class TransferModel(
         encoder = self.encoders[name]
         if isinstance(inputs, Features):
             return inputs
-        if inputs is None or len(inputs.rows) == 0:
+        if inputs is None:
             return Features.absent(size, encoder.width, like=next(self.heads.parameters()))
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(encoder)):
             features: Features = encoder(**inputs.values)
-        return features if len(inputs.rows) == size else features.scatter(inputs.rows, size)
+        if len(inputs.rows) == size:
+            return features
+        return features.first(len(inputs.rows)).scatter(inputs.rows, size)
 
     def train(self, mode: bool = True) -> TransferModel:
         """Training mode, but what is frozen and pretrained batch norm stay in eval mode."""
@@ -131,6 +133,11 @@ class TransferModel(
         load_state(self, load_file(path), str(path))
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        self.write(save_directory, self.state_dict())
+
+    def write(self, save_directory: Path, weights: Mapping[str, Tensor]) -> None:
+        """Save with these weights, which are whole where those of the model may be split."""
+        save_directory.mkdir(parents=True, exist_ok=True)
         for name, encoder in self.encoders.items():
             encoder.save(save_directory / "encoders" / name)
         config = {
@@ -141,9 +148,7 @@ class TransferModel(
         }
         (save_directory / "config.json").write_text(json.dumps(config, indent=2))
         # Copies: safetensors takes neither shared nor non-contiguous (channels-last) tensors.
-        state = {
-            n: t.detach().to("cpu", copy=True).contiguous() for n, t in self.state_dict().items()
-        }
+        state = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in weights.items()}
         save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
 
     @classmethod

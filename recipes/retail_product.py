@@ -6,8 +6,7 @@ The whole story of transfer on embedded data, in one table (a few minutes on 2 C
 
 Your own data (train, val and test parquet files) and pretrained encoders:
 
-    accelerate launch recipes/retail_product.py --data DIR --image hf:google/vit-base-patch16-224 \
-        --text hf:google-bert/bert-base-uncased --audio hf:facebook/wav2vec2-base
+    accelerate launch recipes/retail_product.py --data DIR --image hf:ID --text hf:ID --audio hf:ID
 """
 
 from __future__ import annotations
@@ -80,6 +79,7 @@ def main(
     seeds: int = 3,
     output: Path = Path("runs/retail_product"),
     overwrite: bool = False,
+    resume: bool = False,
 ) -> None:
     """Recognise products from photo, label text and speech.
 
@@ -100,19 +100,19 @@ def main(
         seeds: repetitions of each cell of the story's table
         output: directory for model, metrics, chart and logs
         overwrite: replace the run that the output directory holds
+        resume: go on with it, from its newest checkpoint
     """
     arguments = dict(locals())
     plan = build_strategy(strategy, methods, **(strategy_options or {}))
-    check_output(output, overwrite)
+    check_output(output, overwrite, resume)
     if data is None:
-        if image or text or audio:
-            raise ValueError("encoders are given, but no --data to train them on")
+        if image or text or audio or resume:
+            raise ValueError("encoders or --resume are given, but no --data to train on")
         tell_story(output, seeds, training, arguments)
     else:
         encoders = {"image": image, "text": text, "audio": audio}
-        encoders = {column: spec for column, spec in encoders.items() if spec}
         options = {"fusion": fusion, "width": width, "dropout": dropout}
-        train_on(data, encoders, tasks, options, plan, training, output, single, arguments)
+        train_on(data, encoders, tasks, options, plan, training, output, single, arguments, resume)
     end_processes()
 
 

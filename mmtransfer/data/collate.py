@@ -53,6 +53,8 @@ class Collate:
     on_error: "raise" names row and column of an unreadable value, "missing" counts it missing
     methods: their `on_rows` acts before anything is read
     augment: per column, a function of the value and a generator seeded by seed, epoch and row
+    spare: per column, a value that its encoder reads where a batch has none, for no row's sake:
+        processes that share out parameters need each other in every step
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Collate:
         methods: Sequence[ActsOnRows] = (),
         augment: Mapping[str, Augmentation] | None = None,
         seed: int = 0,
+        spare: Mapping[str, Any] | None = None,
     ) -> None:
         if on_error not in ON_ERROR:
             raise ValueError(f"unknown on_error {on_error!r}.{nearest(on_error, ON_ERROR)}")
@@ -73,7 +76,7 @@ class Collate:
         self.tasks = dict(tasks)
         self.split, self.on_error, self.methods = split, on_error, tuple(methods)
         self.augment = dict(augment or {})
-        self.seed = seed
+        self.seed, self.spare = seed, dict(spare or {})
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by running workers
 
     def __call__(self, rows: list[tuple[int, Row]]) -> Batch:
@@ -98,7 +101,7 @@ class Collate:
     ) -> Inputs | Features | None:
         values = [(b, i, row[name]) for b, (i, row) in enumerate(rows) if row.get(name) is not None]
         if not values:
-            return None
+            return self._without_rows(name)
         if isinstance(values[0][2], Stored):
             return pad_stored([(b, value.tokens) for b, _, value in values], len(rows))
         try:
@@ -108,9 +111,15 @@ class Collate:
             if len(readable) == len(values):
                 raise  # no single value is at fault
             if not readable:
-                return None
+                return self._without_rows(name)
             values, collated = readable, self._read(name, readable)
         return Inputs(collated, torch.tensor([b for b, _, _ in values]))
+
+    def _without_rows(self, name: str) -> Inputs | None:
+        if name not in self.spare:
+            return None
+        values = self.collates[name]([self.spare[name]])
+        return Inputs(values, torch.zeros(0, dtype=torch.int64))
 
     def _read(self, name: str, values: list[tuple[int, int, Any]]) -> dict[str, Tensor]:
         if name in self.augment:

@@ -39,6 +39,7 @@ class TrainBatches(Sampler[list[int]]):
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self.accumulation, self.rank, self.processes = accumulation, rank, processes
         self.epoch = 0
+        self.start = 0  # steps of the epoch that are done already, and are left out
 
     @property
     def steps(self) -> int:
@@ -51,7 +52,7 @@ class TrainBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.rows, generator=generator)
-        for batch in order.split(self.batch_size):
+        for batch in order.split(self.batch_size)[self.start :]:
             parts = batch.tensor_split(self.accumulation * self.processes)
             for part in parts[self.rank :: self.processes]:
                 yield part.tolist() or [filler(int(batch[0]))]
@@ -66,13 +67,16 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __init__(self, rows: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
         self.rows, self.batch_size, self.rank, self.processes = rows, batch_size, rank, processes
+        self.start = 0  # batches of this process that are left out
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.rows / self.batch_size) / self.processes)
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = [list(b) for b in torch.arange(self.rows).split(self.batch_size)]
-        for k in range(self.rank, len(self) * self.processes, self.processes):
+        for k in range(
+            self.start * self.processes + self.rank, len(self) * self.processes, self.processes
+        ):
             if k < len(batches):
                 yield [int(i) for i in batches[k]]
             else:

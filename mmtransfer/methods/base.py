@@ -17,6 +17,13 @@ class Method(Configurable):
     Hooks run in the order in which a strategy lists its methods.
     """
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this method: tensors, numbers, text, lists, dictionaries."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+
     def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None:
         """Change training rows in place, before they are read; runs in loader workers."""
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from mmtransfer.data.augment import AUGMENTATIONS
 from mmtransfer.data.collate import Collate, read_errors
-from mmtransfer.data.rows import NumberedRows, Rows, check_rows
+from mmtransfer.data.rows import NumberedRows, Rows, check_rows, column
 from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
 from mmtransfer.data.store import FeatureStore
 from mmtransfer.features import Batch
@@ -21,7 +24,12 @@ from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.features import stored_features
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
+from mmtransfer.training.setup import windows
+from mmtransfer.training.sharding import unsharded
+from mmtransfer.training.stop import StopSignal
 from mmtransfer.transfer.base import Strategy
+
+WORKER_ATTEMPTS = 3
 
 
 class TrainingData:
@@ -38,11 +46,13 @@ class TrainingData:
         options: TrainingOptions,
         accelerator: Accelerator,
         progress: Progress,
+        stop: StopSignal,
     ) -> None:
         for split, rows in splits.items():
             check_rows(rows, model.encoders, model.tasks, split, training=split == "train")
         self.model, self.splits, self.strategy = model, dict(splits), strategy
         self.options, self.accelerator, self.progress = options, accelerator, progress
+        self.stop = stop
         self.encoding_seconds, self.encoded_rows = 0.0, 0
         self.unreadable: dict[str, dict[str, set[int]]] = {}
         self.stores: dict[tuple[str, str], FeatureStore] = {}
@@ -56,13 +66,19 @@ class TrainingData:
         for split, rows in self.splits.items():
             self.stores_of(split, rows)
 
-    def train_loader(self) -> tuple[Any, TrainBatches]:
+    def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean (D,) and deviation (D,) of the stored training features of each frozen encoder."""
+        stores = self.stores_of("train", self.splits["train"])
+        found = {name: store.statistics() for name, store in stores.items()}
+        return {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in found.items()}
+
+    def train_loader(self, accumulation: int) -> tuple[Any, TrainBatches]:
         """A loader of this process's micro-batches, and the sampler that orders them."""
         batches = TrainBatches(
             len(self.splits["train"]),
             self.options.batch_size,
             self.options.seed,
-            self.options.accumulation,
+            accumulation,
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
@@ -86,18 +102,58 @@ class TrainingData:
             self.loaders[split] = loader
         return loader
 
-    def noted(self, split: str, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of a loader; what of them could not be read is remembered."""
-        for batch in read_errors(loader):
-            self._note_unreadable(split, batch.unreadable)
-            yield batch
+    def windows(self, split: str, loader: Any, batches: Any, size: int) -> Iterator[list[Batch]]:
+        """The batches of a loader, `size` at a time, from `batches.start` on.
+
+        Workers that were killed are replaced, and go on with the first window that is not whole.
+        What could not be read is remembered.
+        """
+        if hasattr(loader.collate_fn, "epoch"):
+            loader.collate_fn.epoch.fill_(getattr(batches, "epoch", 0))
+        first, done, attempts = batches.start, 0, 0
+        while True:
+            try:
+                for window in windows(read_errors(loader), size):
+                    if loader.num_workers:
+                        leave_dead_workers_to_the_loader()
+                    for batch in window:
+                        self._note_unreadable(split, batch.unreadable)
+                    yield window
+                    done, attempts = done + 1, 0
+                break
+            except RuntimeError as error:
+                attempts += 1
+                if "DataLoader worker" not in str(error) or attempts > WORKER_ATTEMPTS:
+                    raise
+                self.progress.line(f"replaced killed loader workers ({first_line(error)})")
+                loader._iterator = None  # the dead ones
+                batches.start = first + done
+        batches.start = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, of this process."""
+        return {
+            "unreadable": {
+                split: {name: sorted(rows) for name, rows in columns.items()}
+                for split, columns in self.unreadable.items()
+            },
+            "encoding_seconds": self.encoding_seconds,
+            "encoded_rows": self.encoded_rows,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave; rows that were encoded since are counted too."""
+        for split, columns in state["unreadable"].items():
+            self._note_unreadable(split, columns)
+        self.encoding_seconds += state["encoding_seconds"]
+        self.encoded_rows += state["encoded_rows"]
 
     def unreadable_counts(self) -> dict[str, dict[str, int]]:
         """`{split: {column: values that could not be read}}`, over all processes."""
         mine = [(s, c, sorted(rows)) for s, cs in self.unreadable.items() for c, rows in cs.items()]
         found: dict[str, dict[str, set[int]]] = {}
-        for split, column, rows in gather_object(mine):
-            found.setdefault(split, {}).setdefault(column, set()).update(rows)
+        for split, name, rows in gather_object(mine):
+            found.setdefault(split, {}).setdefault(name, set()).update(rows)
         return {s: {c: len(rows) for c, rows in cs.items()} for s, cs in found.items()}
 
     def stores_of(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
@@ -111,7 +167,7 @@ class TrainingData:
                 continue
             started = time.perf_counter()
             title = f"features of {name}, {split}"
-            with self.progress.bar(title, len(rows)) as advance:
+            with self.progress.bar(title, len(rows)) as advance, unsharded(self.model):
                 store, encoded = stored_features(
                     name,
                     encoder,
@@ -121,6 +177,7 @@ class TrainingData:
                     self.options,
                     self.accelerator,
                     advance,
+                    self.stop,
                 )
             stores[name] = store
             if known:
@@ -147,6 +204,7 @@ class TrainingData:
             methods=self.strategy.methods if training else (),
             augment=augment,
             seed=options.seed,
+            spare=self._spare() if training and self.accelerator.is_fsdp2 else None,
         )
         stores = self.stores_of(split, rows)
         return DataLoader(
@@ -160,7 +218,29 @@ class TrainingData:
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
+    def _spare(self) -> dict[str, Any]:
+        """A value for each encoder that trains: with FSDP all processes must run it together."""
+        values = {
+            name: next((v for v in column(self.splits["train"], name) if v is not None), None)
+            for name, encoder in self.model.encoders.items()
+            if is_trainable(encoder)
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
     def _note_unreadable(self, split: str, found: Mapping[str, list[int]]) -> None:
-        for column, rows in found.items():
+        for name, rows in found.items():
             if rows:
-                self.unreadable.setdefault(split, {}).setdefault(column, set()).update(rows)
+                self.unreadable.setdefault(split, {}).setdefault(name, set()).update(rows)
+
+
+def leave_dead_workers_to_the_loader() -> None:
+    """Without torch's handler, which raises wherever the loop is when a worker dies.
+
+    The loader looks by itself while it waits for a batch.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from mmtransfer.data.store import (
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Inputs
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.stop import Stopped, StopSignal
 
 
 def stored_features(
@@ -35,10 +37,12 @@ def stored_features(
     options: TrainingOptions,
     accelerator: Accelerator,
     advance: Callable[[int], None] = lambda rows: None,
+    stop: StopSignal | None = None,
 ) -> tuple[FeatureStore, int]:
     """The store of one column under one frozen encoder, and how many rows were encoded for it now.
 
     Each process encodes consecutive rows into a shard of its own; `advance` is told of progress.
+    Raises `Stopped`, on all processes, when one of them is asked to stop meanwhile.
     """
     key = store_key(
         fingerprint_column(rows, name) + options.on_error,
@@ -69,8 +73,11 @@ def stored_features(
         chunks = _encode(
             name, encoder, rows, mine, pooled, collate, options, accelerator, advance, unreadable
         )
-        write_shard(part, rank, encoder.width, chunks)
+        stop = stop or StopSignal()
+        write_shard(part, rank, encoder.width, takewhile(lambda _: not stop.requested, chunks))
         everywhere = gather_object([unreadable])
+        if any(gather_object([stop.requested])):
+            raise Stopped(f"stopped by SIGTERM while {name!r} was encoded: go on with --resume")
         if accelerator.is_main_process:
             finish_store(part, final, encoder.width, ranks, [i for u in everywhere for i in u])
         accelerator.wait_for_everyone()

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 
 from mmtransfer.registry import nearest
 
-PRECISIONS = ("no", "bf16", "fp16")
+CHOICES = {
+    "precision": ("no", "bf16", "fp16"),
+    "on_error": ("raise", "missing"),
+    "on_nan": ("raise", "skip"),
+    "on_oom": ("raise", "halve"),
+}
 
 
 @dataclass
@@ -25,6 +30,13 @@ class TrainingOptions:
         augment: random changes of the training values of trainable image, text and audio encoders
         seed: of row order, drop-out and augmentation
         cache: directory of the feature store, by default $MMTRANSFER_CACHE or ~/.cache/mmtransfer
+        checkpoint_steps: steps from one checkpoint to the next, 0 for none by steps
+        checkpoint_minutes: minutes from one checkpoint to the next, 0 for none by time
+        keep_checkpoints: how many stay
+        on_nan: "raise" stops at a loss that is no number and names its rows, "skip" leaves the
+            step out and counts it
+        on_oom: "raise", or "halve" to go on with half the rows per micro-batch and twice as many
+            micro-batches when memory runs out (on one process)
         track: trackers of accelerate, by name
         progress: show progress bars (on the main process)
     """
@@ -40,17 +52,22 @@ class TrainingOptions:
     augment: bool = False
     seed: int = 0
     cache: str | None = None
+    checkpoint_steps: int = 0
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int = 2
+    on_nan: str = "raise"
+    on_oom: str = "raise"
     track: list[str] = field(default_factory=lambda: ["tensorboard"])
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"unknown precision {self.precision!r}.{nearest(self.precision, PRECISIONS)}"
-            )
-        for name in ("batch_size", "accumulation", "evaluation_batch_size"):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"unknown {name} {value!r}.{nearest(str(value), choices)}")
+        for name in ("batch_size", "accumulation", "evaluation_batch_size", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("clip", "patience", "workers"):
+        for name in ("clip", "patience", "workers", "checkpoint_steps", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")

@@ -27,7 +27,7 @@ class Progress:
         self.title, self.note = title, ""
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
         """Yields a function that says how much more has been done."""
         columns = (
             TextColumn("{task.description}"),
@@ -40,18 +40,21 @@ class Progress:
         live = self.console.is_terminal and not self.console.quiet
         with Bars(*columns, console=self.console, transient=True, disable=not live) as bars:
             whole = ": ".join(part for part in (self.title, title) if part)
-            task = bars.add_task(whole, total=total, note="")
-            yield lambda done: bars.update(task, advance=done, note=self.note)
+            task = bars.add_task(whole, total=total, completed=done, note="")
+            yield lambda more: bars.update(task, advance=more, note=self.note)
 
-    def track(self, items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
-        with self.bar(title, total) as advance:
+    def track(self, items: Iterable[Item], title: str, total: int, done: int = 0) -> Iterator[Item]:
+        with self.bar(title, total, done) as advance:
             for item in items:
                 yield item
                 advance(1)
 
     def show(self, **values: float) -> None:
         """Values to stand beside the bar."""
-        self.note = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        shown = {"rows_per_second": "{:.1f} rows/s", "memory_mb": "{:.0f} MB"}
+        self.note = "  ".join(
+            shown.get(name, name + " {:.4f}").format(value) for name, value in values.items()
+        )
 
     def line(self, text: str) -> None:
         """A line that stays."""

@@ -17,7 +17,7 @@ from mmtransfer.transfer.base import Strategy
 
 def train_on(
     data: str | Path,
-    encoders: Mapping[str, str],
+    encoders: Mapping[str, str | None],
     tasks: Mapping[str, Any],
     model_options: Mapping[str, Any],
     strategy: Strategy,
@@ -25,13 +25,16 @@ def train_on(
     output: Path,
     single: bool | None = None,
     arguments: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train on a directory or hub id and leave model, metrics, table and chart in `output`.
 
+    resume: go on from the newest checkpoint in `output`
     single: also train each modality alone; by default where that is cheap, with frozen encoders
     Raises `ValueError` when there is no encoder or no training split.
     """
-    if not encoders:
+    chosen = {column: spec for column, spec in encoders.items() if spec}
+    if not chosen:
         raise ValueError("no encoder is given: name one for at least one column")
     splits = load_rows(data)
     if "train" not in splits:
@@ -39,14 +42,15 @@ def train_on(
     for name in tasks:
         splits = {split: with_label_names(rows, name) for split, rows in splits.items()}
     shown = next(split for split in ("test", "validation", "train") if split in splits)
-    together = " + ".join(encoders)
-    model = build_model(encoders, tasks, splits["train"], seed=training.seed, **model_options)
-    metrics = run(model, splits, strategy, training, output, together, arguments)
+    together = " + ".join(chosen)
+    model = build_model(chosen, tasks, splits["train"], seed=training.seed, **model_options)
+    metrics = run(model, splits, strategy, training, output, together, arguments, resume)
     metrics["single"] = {}
     single = strategy.frozen if single is None else single
-    for column in encoders if single and len(encoders) > 1 else ():
-        chosen = {column: encoders[column]}
-        model = build_model(chosen, tasks, splits["train"], seed=training.seed, **model_options)
+    for column, spec in chosen.items() if single and len(chosen) > 1 else ():
+        model = build_model(
+            {column: spec}, tasks, splits["train"], seed=training.seed, **model_options
+        )
         alone = run(model, splits, strategy, training, title=f"{column} alone")
         metrics["single"][column] = alone.get(shown, {})
     results = {**metrics["single"], together: metrics.get(shown, {})}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,15 @@ def run(
     output: Path | None = None,
     title: str = "",
     arguments: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Train on `data["train"]`, choose on "validation", report on "test"; -> the metrics.
 
     With an output directory: `model/`, `metrics.json`, `config.yaml` of the arguments,
-    `best.safetensors` and the trackers' logs.  All splits are checked before anything is replaced.
+    `training.csv`, `checkpoints/` and the trackers' logs.  All splits are checked before anything
+    is replaced.
+
+    resume: go on from the newest checkpoint in the output directory
     """
     started = time.perf_counter()
     for split in data:
@@ -66,14 +72,14 @@ def run(
             raise ValueError(f"unknown split {split!r}.{nearest(split, SPLITS)}")
         check_rows(data[split], model.encoders, model.tasks, split, training=split == "train")
     if output is not None:
-        clear_output(output)
+        clear_output(output, resume)
         write_config(output, arguments or {})
     parameters = sum(p.numel() for p in model.parameters())
     trainer = Trainer(
         model, data["train"], data.get("validation"), strategy, options, output, title
     )
-    try:
-        history = trainer.fit()
+    with trainer.stop, closing(trainer):
+        history = trainer.fit(resume)
         if output is not None:
             trainer.save(output / "model")  # first of all: nothing below may lose it
         metrics: dict[str, Any] = {
@@ -92,15 +98,15 @@ def run(
             "unreadable": trainer.data.unreadable_counts(),
             "processes": state.num_processes,
             "batch_size": options.batch_size,
+            "accumulation": trainer.accumulation,
             "precision": options.precision,
             "device": str(state.device),
             "steps": trainer.step,
+            "skipped_steps": trainer.skipped_steps,
             "parameters": parameters,
             "strategy": strategy.config(),
             "history": history,
         }
-    finally:
-        trainer.close()
     trainer.progress.line(outcome(title, metrics))
     for split, columns in metrics["unreadable"].items():
         for name, count in columns.items():
@@ -124,28 +130,36 @@ def outcome(title: str, metrics: Mapping[str, Any]) -> str:
 
 def held_by(output: Path) -> list[str]:
     """What of an earlier run it would be a pity to lose."""
-    return [n for n in ("metrics.json", "model", "best.safetensors") if (output / n).exists()]
+    return [n for n in ("metrics.json", "model", "checkpoints") if (output / n).exists()]
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raise `FileExistsError` if a directory already holds a run, unless it may be replaced."""
+def check_output(output: Path, overwrite: bool = False, resume: bool = False) -> None:
+    """Raise `FileExistsError` if a directory already holds a run, unless it may be replaced.
+
+    Raises `PermissionError` if nothing can be written there.
+    """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file, expected a directory")
-    if held_by(output) and not overwrite:
+    if overwrite and resume:
+        raise ValueError("a run is either replaced (--overwrite) or taken up (--resume), not both")
+    there = next(p for p in (output, *output.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{output} cannot be written: {there} is read-only")
+    if held_by(output) and not (overwrite or resume):
         raise FileExistsError(
-            f"{output} already holds a run ({', '.join(held_by(output))}): "
-            "choose another directory, or replace it with --overwrite"
+            f"{output} already holds a run ({', '.join(held_by(output))}): choose another "
+            "directory, replace it with --overwrite, or go on with --resume"
         )
 
 
-def clear_output(output: Path) -> None:
+def clear_output(output: Path, keep: bool = False) -> None:
     """Make the directory, and remove what an earlier run left in it; on the main process."""
     state = PartialState()
     state.wait_for_everyone()  # all processes have looked before one of them writes
     if state.is_main_process:
-        held = held_by(output)
+        held = [] if keep else held_by(output)
         output.mkdir(parents=True, exist_ok=True)
-        for name in (*held, "logs", "chart.png") if held else ():
+        for name in (*held, "logs", "chart.png", "training.csv") if held else ():
             path = output / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
+from torch import nn
 
 from mmtransfer.features import Batch
+from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.transfer.base import Phase
 
@@ -29,7 +31,7 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
         AcceleratorState._reset_state()  # an earlier run here may have had another precision
     accelerator = Accelerator(
         mixed_precision=options.precision,
-        log_with=list(options.track) if output is not None else None,
+        log_with=list(options.track) or None if output is not None else None,
         project_config=ProjectConfiguration(logging_dir=str(output)) if output else None,
         kwargs_handlers=[unused],
     )
@@ -73,6 +75,23 @@ def rate_curve(phase: Phase, steps: int) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return share
+
+
+def synchronise_batch_norm(model: TransferModel, accelerator: Accelerator) -> None:
+    """Let batch norm that trains see the whole batch of all processes; only GPUs can."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model.train()
+        for part in model.modules():
+            for name, child in list(part.named_children()):
+                if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training:
+                    setattr(part, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the running statistics of the first, which is the one that saves them."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer))
 
 
 def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

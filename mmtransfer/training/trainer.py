@@ -1,37 +1,60 @@
-"""The training loop on accelerate: phases, steps, validation, best weights."""
+"""The training loop on accelerate: phases, epochs, validation, checkpoints, best weights."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from accelerate.utils import gather_object, set_seed
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
 
 from mmtransfer.data.rows import Rows
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
-from mmtransfer.features import Batch, Outputs
-from mmtransfer.model import TransferModel, is_trainable
+from mmtransfer.features import Batch
+from mmtransfer.model import TransferModel
+from mmtransfer.training.checkpoint import Checkpoint, Checkpoints, random_state, set_random_state
 from mmtransfer.training.data import TrainingData
+from mmtransfer.training.identity import digest_of, identity, setting, what_changed
+from mmtransfer.training.log import Log
+from mmtransfer.training.optimisation import Optimisation, Step
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
-from mmtransfer.training.setup import make_accelerator, rate_curve, windows
+from mmtransfer.training.setup import make_accelerator, share_buffers
+from mmtransfer.training.sharding import fill, resharded, whole
+from mmtransfer.training.stop import Stopped, StopSignal
 from mmtransfer.transfer.base import Phase, Strategy
 
-LOG_EVERY = 20  # steps between two looks at the loss: each look waits for the device
+COUNTED = ("seconds", "skipped_steps")
+LOOK_STEPS, LOOK_SECONDS = 20, 2.0  # a look at the loss waits for the device: not at every step
+
+
+@dataclass
+class Position:
+    """How far a run has come: phase, epochs of it that ended, steps of the present epoch.
+
+    best, stale: best validation score of the phase, and epochs since then
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    best: float = -math.inf
+    stale: int = 0
 
 
 class Trainer:
     """Trains a model by a strategy.
 
     After `fit` the model holds the weights of the best validation epoch (or the last ones where
-    there is no validation data).  Raises `ValueError` at once for data that does not fit the model.
+    there is no validation data).  With an output directory there are checkpoints, from which
+    `fit(resume=True)` goes on to the very same weights.  Raises `ValueError` at once for data that
+    does not fit the model.
     """
 
     def __init__(
@@ -50,182 +73,208 @@ class Trainer:
         self.accelerator = make_accelerator(self.options, output)
         shown = self.options.progress and self.accelerator.is_main_process
         self.progress = Progress(shown, title)
+        self.stop = StopSignal()
         splits = {"train": train} | ({} if validation is None else {"validation": validation})
         self.data = TrainingData(
-            model, splits, strategy, self.options, self.accelerator, self.progress
+            model, splits, strategy, self.options, self.accelerator, self.progress, self.stop
         )
+        self.log = Log(self.accelerator, output, model.tasks)
+        self.checkpoints = None
+        if output is not None:
+            directory, keep = output / "checkpoints", self.options.keep_checkpoints
+            self.checkpoints = Checkpoints(directory, keep, self.accelerator)
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of every step
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.best_score, self.best_state = -math.inf, dict[str, Tensor]()
-        self.step = 0
+        self.best_is_written = False
+        self.trained: set[str] = set()  # parameters that any phase so far trains
+        self.frozen = ""  # digest of the others
+        self.position, self.skipped_steps = Position(), 0
+        self.accumulation = self.options.accumulation
+        self.pending: list[Step] = []  # steps whose loss nobody has looked at yet
+        self.optimisation: Optimisation | None = None  # of the present phase
+        self.last_checkpoint = time.monotonic()
         self.model.to(self.accelerator.device)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps so far."""
+        return len(self.losses) + len(self.pending)
 
     # -- the loop ---------------------------------------------------------------------------------
 
-    def fit(self) -> list[dict[str, Any]]:
-        """Run all phases; -> one record per epoch."""
-        set_seed(self.options.seed, device_specific=True)
-        if self.output is not None:
-            count, device = self.accelerator.num_processes, self.accelerator.device.type
-            processes = f"{count} process{'es' if count > 1 else ''} on {device}"
-            batch = f"{self.options.batch_size} rows per step"
-            self.progress.line(f"{processes}, {batch}, precision {self.options.precision}")
-        for number, phase in enumerate(self.strategy.phases):
-            self._fit_phase(number, phase)
+    def fit(self, resume: bool = False) -> list[dict[str, Any]]:
+        """Run all phases; -> one record per epoch.
+
+        resume: go on from the newest complete checkpoint of the output directory, if there is one
+        Raises `Stopped`, an exit with status 0, after a SIGTERM and a checkpoint.
+        """
+        with self.stop:
+            set_seed(self.options.seed, device_specific=True)
+            saved = self._take_up() if resume else None
+            self._announce(saved)
+            self.log.begin(self.step, len(self.history))
+            for number in range(self.position.phase, len(self.strategy.phases)):
+                self._fit_phase(number, self.strategy.phases[number], saved)
+                saved = None
         self.model.eval()
         self.accelerator.wait_for_everyone()
         return self.history
 
-    def _fit_phase(self, number: int, phase: Phase) -> None:
+    def _fit_phase(self, number: int, phase: Phase, saved: Checkpoint | None) -> None:
+        resharded(self.model)
         groups = phase.apply(self.model)
-        self.best_state |= self._trained_state()
+        self.trained |= {name for name, p in self.model.named_parameters() if p.requires_grad}
+        self.frozen = digest_of(self.model, self.trained)
+        if saved is None:
+            self.position = Position(number)
+        if not self.position.epoch and not self.position.step:
+            self.best_state |= self._trained_state()
         self.data.begin_phase()
-        stores = self.data.stores_of("train", self.data.splits["train"])
-        if number == 0 and stores:
-            statistics = {n: store.statistics() for n, store in stores.items()}
-            self.model.fusion.standardise(
-                {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in statistics.items()}
-            )
-        loader, batches = self.data.train_loader()
-        fused = self.accelerator.device.type in ("cpu", "cuda") and self.options.precision != "fp16"
-        optimizer = torch.optim.AdamW(groups, fused=fused)
-        curve = rate_curve(phase, phase.epochs * batches.steps)
-        # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, curve)
-        model, optimizer = self.accelerator.prepare(self.model, optimizer)
-        stale, best = 0, -math.inf  # of this phase: a probe's score must not end fine-tuning
-        for epoch in range(phase.epochs):
-            batches.epoch = len(self.history)
-            loader.collate_fn.epoch.fill_(batches.epoch)
+        if number == 0:
+            self.model.fusion.standardise(self.data.statistics())
+        loader, batches = self.data.train_loader(self.accumulation)
+        steps = phase.epochs * batches.steps
+        self.optimisation = Optimisation(
+            self.model, groups, phase, steps, self.strategy, self.options, self.accelerator
+        )
+        if saved is not None:
+            self._restore(saved)
+        while self.position.epoch < phase.epochs and not self._worn_out():
+            title = f"phase {number + 1} epoch {self.position.epoch + 1}/{phase.epochs}"
             started = time.perf_counter()
-            self.model.train()
-            pending: list[Tensor] = []
-            title = f"phase {number + 1} epoch {epoch + 1}/{phase.epochs}"
-            steps = windows(self.data.noted("train", loader), self.options.accumulation)
-            for window in self.progress.track(steps, title, batches.steps):
-                pending.append(self._train_step(model, optimizer, scheduler, window))
-                if len(pending) == LOG_EVERY:
-                    self._log_losses(pending, scheduler)
-            self._log_losses(pending, scheduler)
+            while self.position.step < batches.steps:
+                batches.epoch, batches.start = len(self.history), self.position.step
+                read = self.data.windows("train", loader, batches, self.accumulation)
+                try:
+                    shown = self.progress.track(read, title, batches.steps, batches.start)
+                    self._run_steps(shown, batches.steps)
+                except RuntimeError as error:
+                    self._halve_batches(error)
+                    loader, batches = self.data.train_loader(self.accumulation)
             self.seconds["training"] += time.perf_counter() - started
-            score = self._end_epoch(number, epoch, batches.steps)
+            self._end_epoch(batches.steps)
             if self.output is not None:  # the lines of many short runs would bury everything
                 self.progress.line(f"{title}  {summary(self.history[-1])}")
-            stale = 0 if score > best else stale + 1
-            best = max(best, score)
-            if 0 < self.options.patience <= stale and "validation" in self.data.splits:
-                break
-        optimizer.zero_grad(set_to_none=True)
-        self.model = self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
-        self.model.load_state_dict(self.best_state, strict=False)  # frozen parts are as they were
+        self.optimisation.release()
+        self.optimisation = None
+        self._load(self.best_state)  # frozen parts are as they were
+        self.position = Position(number + 1)
+        self.checkpoint()
 
-    def _train_step(
-        self, model: nn.Module, optimizer: Any, scheduler: Any, window: list[Batch]
-    ) -> Tensor:
-        """One optimiser step over the micro-batches of a window; -> its loss, on the device."""
-        counts = self._labelled_rows(window)
-        loss_of_step = torch.zeros((), device=self.accelerator.device)
-        for k, batch in enumerate(window):
-            batch = batch.to(self.accelerator.device, non_blocking=True)
-            last = k == len(window) - 1
-            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
-            with sync:
-                outputs = model(batch.inputs, len(batch))
-                loss = self._task_loss(outputs, batch, counts)
-                loss_of_step += loss.detach()
-                # This part's share of the step, blown up to the size of a whole loss, so that what
-                # a method adds weighs the same however many parts the step has.
-                loss = loss * (len(window) * self.accelerator.num_processes)
-                for method in self.strategy.methods:
-                    loss = method.on_loss(loss, self.model, batch, outputs)
-                self.accelerator.backward(loss / len(window))  # averaged over processes by DDP
-        self.accelerator.unscale_gradients(optimizer)  # of fp16, once, before anybody looks
-        for method in self.strategy.methods:
-            method.on_gradients(self.model)
-        if self.options.clip:
-            nn.utils.clip_grad_norm_(model.parameters(), self.options.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if not self.accelerator.optimizer_step_was_skipped:
-            scheduler.step()
-        self.step += 1
-        for method in self.strategy.methods:
-            method.on_weights(self.model, self.step)
-        return loss_of_step
+    def _run_steps(self, windows: Iterable[list[Batch]], steps: int) -> None:
+        """The rest of an epoch of so many steps; now and then a look at the losses."""
+        assert self.optimisation is not None
+        look, every = 1, self.options.checkpoint_steps
+        self.model.train()
+        self.log.restart_clock()
+        for window in windows:
+            self.pending.append(self.optimisation.step(window, self.step + 1))
+            self.position.step += 1
+            due = every > 0 and self.step % every == 0
+            if len(self.pending) >= look or due or self.position.step == steps:
+                look, stop, late = self._look()
+                if stop:
+                    self._leave()
+                if due or late:
+                    self.checkpoint()
 
-    def _task_loss(self, outputs: Outputs, batch: Batch, counts: Mapping[str, Tensor]) -> Tensor:
-        losses = [
-            task.weight * task.loss(outputs.logits[name], batch.targets[name]).sum() / counts[name]
-            for name, task in self.model.tasks.items()
-        ]
-        return torch.stack(losses).sum()
+    def _look(self) -> tuple[int, bool, bool]:
+        """Bring the losses since the last look to the host, summed over processes.
 
-    def _labelled_rows(self, window: list[Batch]) -> dict[str, Tensor]:
-        """Per task, the labelled rows of a step over micro-batches and processes, at least 1."""
-        tasks = self.model.tasks
-        counts = torch.tensor(
-            [sum(int(t.labelled(b.targets[n]).sum()) for b in window) for n, t in tasks.items()]
-        ).to(self.accelerator.device, non_blocking=True)
-        counts = self.accelerator.reduce(counts).clamp_min(1)
-        return dict(zip(tasks, counts, strict=True))
-
-    def _log_losses(self, pending: list[Tensor], scheduler: Any) -> None:
-        """Bring the losses of the last steps to the host, summed over processes, and clear them."""
-        if not pending:
-            return
-        losses = self.accelerator.reduce(torch.stack(pending)).tolist()
-        pending.clear()
-        first = len(self.losses)
-        self.losses += losses
+        -> steps until the next look, whether to stop, whether a checkpoint is due; on all processes
+        """
+        pending, self.pending = self.pending, []
+        n, main = len(pending), self.accelerator.is_main_process
+        age = (time.monotonic() - self.last_checkpoint) / 60
+        late = self.checkpoints is not None and 0 < self.options.checkpoint_minutes <= age
+        own = torch.tensor([self.stop.requested, main and late, main and self.log.elapsed() / n])
+        values = [*(s.loss for s in pending), *(s.skipped for s in pending)]
+        packed = torch.cat([torch.stack(values), own.to(values[0])])
+        found = self.accelerator.reduce(packed).tolist()
+        losses, skipped, (stop, due, pace) = found[:n], found[n : 2 * n], found[2 * n :]
         for k, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss of step {first + k + 1} is {loss}: lower the rates, or clip"
-                )
-        self.progress.show(loss=sum(losses) / len(losses))
-        values = {"train/loss": sum(losses) / len(losses), "train/rate": scheduler.get_last_lr()[0]}
-        self.accelerator.log(values, step=len(self.losses))
+            if not math.isfinite(loss) and self.options.on_nan == "raise":
+                self._blame(self.step + k + 1, loss, pending[k])
+        rates = [s.rate for s in pending]
+        where = {"phase": self.position.phase + 1, "epoch": len(self.history) + 1}
+        told = self.log.steps(self.step + 1, losses, rates, where, n * self.options.batch_size)
+        self.losses += losses
+        self.skipped_steps += sum(count > 0 for count in skipped)
+        self.progress.show(loss=sum(losses) / n, **told)
+        return max(1, min(LOOK_STEPS, int(LOOK_SECONDS / max(pace, 1e-9)))), stop > 0, due > 0
 
-    def _end_epoch(self, number: int, epoch: int, steps: int) -> float:
-        """Validate, keep the best weights; -> the score of this epoch, -inf without validation."""
+    def _blame(self, step: int, loss: float, found: Step) -> None:
+        mine = torch.cat(found.rows).tolist()
+        rows = sorted(row for row in gather_object(mine) if row >= 0)
+        shown = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
+        raise FloatingPointError(
+            f"the loss of step {step} is {loss}, in training rows {shown}: look at these rows, "
+            "lower the rates, or leave such steps out with on_nan='skip'"
+        )
+
+    def _halve_batches(self, error: RuntimeError) -> None:
+        """After running out of memory: twice the micro-batches per step, each of half the rows."""
+        alone = self.accelerator.num_processes == 1  # else the others wait for gradients
+        smaller = 2 * self.accumulation * self.accelerator.num_processes
+        if not (should_reduce_batch_size(error) and alone and self.options.on_oom == "halve"):
+            raise error
+        if smaller > self.options.batch_size:
+            raise error
+        assert self.optimisation is not None
+        self.optimisation.optimizer.zero_grad(set_to_none=True)
+        if self.pending:
+            self._look()
+        self.accumulation *= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.progress.line(
+            f"out of memory in step {self.step + 1}: goes on with accumulation {self.accumulation}"
+        )
+
+    def _end_epoch(self, steps: int) -> None:
+        """Validate, keep the best weights, count the epoch."""
+        known = [loss for loss in self.losses[-steps:] if math.isfinite(loss)]
         record: dict[str, Any] = {
-            "phase": number + 1,
-            "epoch": epoch + 1,
-            "train_loss": sum(self.losses[-steps:]) / steps,
+            "phase": self.position.phase + 1,
+            "epoch": self.position.epoch + 1,
+            "train_loss": sum(known) / max(1, len(known)),
         }
+        share_buffers(self.model, self.accelerator)
         score = -math.inf
         if "validation" in self.data.splits:
             record["validation"] = self.evaluate(self.data.splits["validation"], "validation")
             score = self.score(record["validation"])
-            scalars = {
-                f"validation/{task}/{metric}": value
-                for task, values in record["validation"].items()
-                for metric, value in values.items()
-            }
-            self.accelerator.log(scalars, step=len(self.losses))
+            where = {"phase": record["phase"], "epoch": len(self.history) + 1}
+            self.log.epoch(self.step, where, record["validation"])
         self.history.append(record)
         # Of equal epochs the later one, which has seen more; without labels simply the last.
         if score >= self.best_score:
             self.best_score = score
             self.best_state |= self._trained_state()
-            if self.output is not None and self.accelerator.is_main_process:
-                aside = self.output / "best.safetensors.part"
-                save_file(self.best_state, aside)
-                aside.rename(self.output / "best.safetensors")
-        return score
+            self.best_is_written = False
+        now = self.position
+        self.position = Position(
+            now.phase,
+            now.epoch + 1,
+            best=max(now.best, score),  # of this phase: a probe's score must not end fine-tuning
+            stale=0 if score > now.best else now.stale + 1,
+        )
+
+    def _worn_out(self) -> bool:
+        patience = self.options.patience
+        return 0 < patience <= self.position.stale and "validation" in self.data.splits
 
     def _trained_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers of all parts that train now, as copies on the CPU."""
-        trained = [n for n, e in self.model.encoders.items() if is_trainable(e)]
-        prefixes = ("fusion.", "heads.", *(f"encoders.{name}." for name in trained))
-        state = self.model.state_dict()
-        return {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in state.items()
-            if name.startswith(prefixes)
-        }
+        """What was ever trained, and all buffers, as copies on the CPU; all processes together."""
+        kept = self.trained | {name for name, _ in self.model.named_buffers()}
+        return {n: whole(t) for n, t in self.model.state_dict().items() if n in kept}
+
+    def _load(self, state: Mapping[str, Tensor]) -> None:
+        own = self.model.state_dict()
+        for name, tensor in state.items():
+            fill(own[name], tensor)
 
     def score(self, metrics: Mapping[str, Mapping[str, float]]) -> float:
         """What the best epoch is chosen by: the mean over tasks of their main metric."""
@@ -235,6 +284,99 @@ class Trainer:
             if task.score in metrics[name]
         ]
         return sum(scores) / len(scores) if scores else -math.inf
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, on all processes together; nothing without an output directory."""
+        if self.checkpoints is None:
+            return
+        state = {
+            "identity": self._identity(),
+            "setting": setting(self.options, self.accelerator),
+            "position": asdict(self.position),
+            "optimisation": self.optimisation.state() if self.optimisation else None,
+            "methods": [method.state_dict() for method in self.strategy.methods],
+            "trained": sorted(self.trained),
+            "frozen": self.frozen,
+            "history": self.history,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "best_score": self.best_score,
+            **{name: getattr(self, name) for name in COUNTED},
+        }
+        mine = {"random": random_state(), "data": self.data.state_dict()}
+        weights = {"trained": self._trained_state(), "best": self.best_state}
+        same = ("best",) if self.best_is_written else ()
+        self.checkpoints.write(self.step, weights, state, mine, same)
+        self.best_is_written = True
+        self.last_checkpoint = time.monotonic()
+
+    def _identity(self) -> dict[str, str]:
+        return identity(self.model, self.strategy, self.options, self.data.splits["train"])
+
+    def _take_up(self) -> Checkpoint | None:
+        """Weights and position of the newest checkpoint; the phase restores the rest."""
+        if self.checkpoints is None:
+            raise ValueError("there is no output directory, and so nothing to resume from")
+        saved = self.checkpoints.newest()
+        if saved is None:
+            return None
+        state = saved.state("training")
+        changed = what_changed(state["identity"], self._identity())
+        if changed:
+            raise ValueError(f"{saved.directory} is of another run ({'; '.join(changed)})")
+        if digest_of(self.model, set(state["trained"])) != state["frozen"]:
+            raise ValueError(
+                f"{saved.directory} was trained on other frozen weights than the encoders have now"
+            )
+        self._load(saved.weights("trained"))
+        self.best_state, self.best_is_written = saved.weights("best"), True
+        self.position = Position(**state["position"])
+        self.trained, self.history = set(state["trained"]), state["history"]
+        self.losses, self.best_score = state["losses"].tolist(), state["best_score"]
+        for name in COUNTED:
+            setattr(self, name, state[name])
+        for method, kept in zip(self.strategy.methods, state["methods"], strict=True):
+            method.load_state_dict(kept)
+        return saved
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Optimiser, schedule and random state; last of all, so that nothing draws in between."""
+        found = saved.state("training")["optimisation"]
+        if found is not None and self.optimisation is not None:
+            self.optimisation.load_state(found)
+        if saved.processes == self.accelerator.num_processes:
+            mine = saved.state(f"rank-{self.accelerator.process_index}")
+            self.data.load_state_dict(mine["data"])
+            set_random_state(mine["random"])
+        else:
+            set_seed(self.options.seed + self.step, device_specific=True)
+
+    def _announce(self, saved: Checkpoint | None) -> None:
+        if self.output is None:
+            return
+        count, device = self.accelerator.num_processes, self.accelerator.device.type
+        processes = f"{count} process{'es' if count > 1 else ''} on {device}"
+        batch = f"{self.options.batch_size} rows per step"
+        self.progress.line(f"{processes}, {batch}, precision {self.options.precision}")
+        if saved is not None:
+            before = saved.state("training")["setting"]
+            changed = what_changed(before, setting(self.options, self.accelerator))
+            how = f"same batches, but not the last digits ({'; '.join(changed)})"
+            how = how if changed else "exactly as it was"
+            self.progress.line(f"goes on after step {self.step} of {saved.directory.name}, {how}")
+
+    def _asked_to_stop(self) -> bool:
+        asked = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked) > 0)
+
+    def _leave(self) -> None:
+        """After a SIGTERM: a checkpoint, and out, on all processes together."""
+        if self.optimisation is not None:
+            self.checkpoint()
+        kept = "go on with --resume" if self.checkpoints else "without an output nothing is kept"
+        message = f"stopped by SIGTERM after step {self.step}: {kept}"
+        raise Stopped(message)
 
     # -- looking at the result --------------------------------------------------------------------
 
@@ -249,15 +391,26 @@ class Trainer:
         training = self.model.training
         self.model.eval()
         with self.accelerator.autocast():
-            collected = collect(self.model, self.data.noted(split, loader), self.accelerator.device)
+            collected = collect(
+                self.model, self._until_asked(loader, split), self.accelerator.device
+            )
         self.model.train(training)
         self.seconds["evaluation"] += time.perf_counter() - started
+        if self._asked_to_stop():
+            self._leave()
         return collected
+
+    def _until_asked(self, loader: Any, split: str) -> Iterator[Batch]:
+        for (batch,) in self.data.windows(split, loader, loader.batch_sampler, 1):
+            yield batch
+            if self.stop.requested:
+                return
 
     def save(self, directory: Path) -> None:
         """Write the model, from the main process, while the others wait."""
+        state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
         if self.accelerator.is_main_process:
-            self.model.save_pretrained(directory)
+            self.model.write(directory, state)
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from mmtransfer.data.collate import Collate, ReadError
@@ -188,7 +189,9 @@ def test_the_best_epoch_is_kept(products, tmp_path):
     scores = [trainer.score(record["validation"]) for record in history]
     assert len(set(scores)) > 1  # else this test would show nothing
     assert trainer.score(trainer.evaluate(products["validation"], "validation")) == max(scores)
-    assert (tmp_path / "best.safetensors").is_file()
+    best = load_file(sorted(tmp_path.glob("checkpoints/*/best.safetensors"))[-1])
+    assert best.keys() <= state(model).keys()
+    assert all(torch.equal(tensor, state(model)[name]) for name, tensor in best.items())
     trainer.close()
 
 

@@ -1,0 +1,86 @@
+"""What a checkpoint and the run that takes it up must have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from mmtransfer.data.rows import Rows, fingerprint_column
+from mmtransfer.model import TransferModel
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.sharding import whole
+from mmtransfer.transfer.base import Strategy
+
+#: options that change how a run is carried out and watched, but no number of it
+FREE = (
+    "evaluation_batch_size",
+    "workers",
+    "cache",
+    "track",
+    "progress",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "on_nan",
+    "on_oom",
+)
+#: options whose change leaves the course of training, but not its last digits
+INEXACT = ("accumulation", "precision")
+
+
+def identity(
+    model: TransferModel, strategy: Strategy, options: TrainingOptions, train: Rows
+) -> dict[str, Any]:
+    """What must be the same, or it would be another run: JSON text by name."""
+    chosen = {k: v for k, v in asdict(options).items() if k not in (*FREE, *INEXACT)}
+    targets = {}
+    if isinstance(train, Sequence) or hasattr(train, "select_columns"):
+        targets = {name: fingerprint_column(train, name) for name in model.tasks}
+    entries = {
+        **chosen,
+        "strategy": strategy.config(),
+        "encoders": list(model.encoders),
+        "fusion": model.fusion.config(),
+        "tasks": {name: task.config() for name, task in model.tasks.items()},
+        "targets of the training rows": targets,
+    }
+    return {name: json.dumps(entry, default=str) for name, entry in entries.items()}
+
+
+def setting(options: TrainingOptions, accelerator: Accelerator) -> dict[str, Any]:
+    """What may differ; then the numbers agree to rounding and other drop-out draws only."""
+    return {name: getattr(options, name) for name in INEXACT} | {
+        "processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "torch": str(torch.__version__),
+    }
+
+
+def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name: was .., is ..` for each entry that differs."""
+    return [
+        f"{name}: was {_short(before.get(name))}, is {_short(now.get(name))}"
+        for name in dict.fromkeys((*before, *now))
+        if before.get(name) != now.get(name)
+    ]
+
+
+def digest_of(model: torch.nn.Module, without: set[str]) -> str:
+    """Digest of all parameters but some; all processes ask together."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in model.named_parameters():
+        if name not in without:
+            digest.update(name.encode())
+            digest.update(whole(parameter).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _short(value: Any, most: int = 80) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}…"

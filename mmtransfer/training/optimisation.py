@@ -1,0 +1,150 @@
+"""One step of the optimiser: micro-batches, the loss of all tasks, methods, clipping."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from mmtransfer.features import Batch, Outputs
+from mmtransfer.model import TransferModel
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.setup import rate_curve, synchronise_batch_norm
+from mmtransfer.training.sharding import is_sharded, load_optimizer_state, optimizer_state
+from mmtransfer.transfer.base import Phase, Strategy
+
+
+@dataclass
+class Step:
+    """What is remembered of a step until its loss is looked at; the tensors are on the device.
+
+    loss: this process's share of the loss; skipped: 1 where the update was left out
+    """
+
+    loss: Tensor
+    skipped: Tensor
+    rate: float
+    rows: list[Tensor]
+
+
+class Optimisation:
+    """Model, optimiser and schedule of one phase, made ready for the processes that there are."""
+
+    def __init__(
+        self,
+        model: TransferModel,
+        groups: list[dict[str, Any]],
+        phase: Phase,
+        steps: int,
+        strategy: Strategy,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+    ) -> None:
+        self.plain, self.strategy = model, strategy
+        self.options, self.accelerator = options, accelerator
+        fused = accelerator.device.type in ("cpu", "cuda") and options.precision != "fp16"
+        inner = torch.optim.AdamW(groups, fused=fused)
+        # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(inner, rate_curve(phase, steps))
+        synchronise_batch_norm(model, accelerator)
+        self.model: nn.Module
+        if is_sharded(model):  # by an earlier phase: it stays so
+            self.model, self.optimizer = model, accelerator.prepare_optimizer(inner)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, inner)
+
+    def step(self, window: list[Batch], number: int) -> Step:
+        """The `number`-th step of the run, over the micro-batches of a window."""
+        counts = self._labelled_rows(window)
+        total = torch.zeros((), device=self.accelerator.device)
+        for k, batch in enumerate(window):
+            batch = batch.to(self.accelerator.device, non_blocking=True)
+            last = k == len(window) - 1
+            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+            with sync:
+                outputs = self.model(batch.inputs, len(batch))
+                loss = self._task_loss(outputs, batch, counts)
+                total += loss.detach()
+                # This part's share of the step, blown up to the size of a whole loss, so that what
+                # a method adds weighs the same however many parts the step has.
+                loss = loss * (len(window) * self.accelerator.num_processes)
+                for method in self.strategy.methods:
+                    loss = method.on_loss(loss, self.plain, batch, outputs)
+                self.accelerator.backward(loss / len(window))  # averaged over processes by DDP
+        self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
+        for method in self.strategy.methods:
+            method.on_gradients(self.plain)
+        skipped = self._clip()
+        rate = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        for method in self.strategy.methods:
+            method.on_weights(self.plain, number)
+        return Step(total, skipped, rate, [batch.index for batch in window])
+
+    def _clip(self) -> Tensor:
+        """Clip; -> 1 where the step is to be left out.  The optimiser decides on the device."""
+        skip = self.options.on_nan == "skip"
+        norm = None
+        if self.options.clip or skip:
+            largest = self.options.clip or float("inf")
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+        if not skip or norm is None:
+            return torch.zeros((), device=self.accelerator.device)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        skipped = (~torch.isfinite(norm)).float()
+        if self.accelerator.scaler is None:  # else it skips by itself
+            self.optimizer.optimizer.found_inf = skipped  # what a gradient scaler tells AdamW
+        return skipped
+
+    def _task_loss(self, outputs: Outputs, batch: Batch, counts: Mapping[str, Tensor]) -> Tensor:
+        losses = [
+            task.weight * task.loss(outputs.logits[name], batch.targets[name]).sum() / counts[name]
+            for name, task in self.plain.tasks.items()
+        ]
+        return torch.stack(losses).sum()
+
+    def _labelled_rows(self, window: list[Batch]) -> dict[str, Tensor]:
+        """Per task, the labelled rows of a step over micro-batches and processes, at least 1."""
+        tasks = self.plain.tasks
+        counts = torch.tensor(
+            [sum(int(t.labelled(b.targets[n]).sum()) for b in window) for n, t in tasks.items()]
+        ).to(self.accelerator.device, non_blocking=True)
+        counts = self.accelerator.reduce(counts).clamp_min(1)
+        return dict(zip(tasks, counts, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Optimiser by parameter name, schedule and loss scale; asked by all processes together."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": optimizer_state(self.plain, self.optimizer.optimizer),
+            "schedule": self.scheduler.last_epoch,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave."""
+        load_optimizer_state(self.plain, self.optimizer.optimizer, state["optimizer"])
+        self.scheduler.last_epoch = state["schedule"]
+        rates = [
+            base * curve(state["schedule"])
+            for base, curve in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        ]
+        self.scheduler._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def release(self) -> None:
+        """Take the model out of its wrapping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
