@@ -65,10 +65,15 @@ class TransferModel(
         encoder = self.encoders[name]
         if isinstance(inputs, Features):
             return inputs
-        if inputs is None:
+        if inputs is None or not any(len(value) for value in inputs.values.values()):
             return Features.absent(size, encoder.width, like=next(self.heads.parameters()))
+        training = self.training
+        if not len(inputs.rows):
+            encoder.eval()  # batch norm and drop-out must not notice what belongs to no row
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(encoder)):
             features: Features = encoder(**inputs.values)
+        if not len(inputs.rows):
+            self.train(training)
         if len(inputs.rows) == size:
             return features
         return features.first(len(inputs.rows)).scatter(inputs.rows, size)

@@ -439,3 +439,19 @@ def test_a_saved_model_cannot_have_other_classes_called(
     with pytest.raises(ValueError, match="'subprocess:Popen' is not an? "):
         TransferModel.from_pretrained(saved)
     assert not mark.exists()
+
+
+def test_values_that_belong_to_no_row_only_carry_gradients() -> None:
+    """A process that must take part in a step without rows of a modality: zeros, not absence."""
+    model = build().train()
+    spare = Inputs({"x": torch.randn(1, 3)}, torch.zeros(0, dtype=torch.int64))
+    b = given([0, 1, 2, 3, 4], 1)
+    before = model.encoders["a"].norm.running_mean.clone()
+    with_spare = model({"a": spare, "b": b}, 5)
+    assert torch.equal(model.encoders["a"].norm.running_mean, before)
+    assert model.encoders["a"].training
+    without = model({"b": b}, 5)
+    assert torch.equal(with_spare.logits["kind"], without.logits["kind"])
+    with_spare.logits["kind"].sum().backward()
+    gradients = [p.grad for p in model.encoders["a"].parameters()]
+    assert all(g is not None and not g.any() for g in gradients)

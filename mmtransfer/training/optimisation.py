@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mmtransfer.features import Batch, Outputs
-from mmtransfer.model import TransferModel
+from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.setup import rate_curve, synchronise_batch_norm
 from mmtransfer.training.sharding import is_sharded, load_optimizer_state, optimizer_state
@@ -52,10 +52,17 @@ class Optimisation:
         # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(inner, rate_curve(phase, steps))
         synchronise_batch_norm(model, accelerator)
+        if accelerator.ddp_handler is not None:
+            # A modality that the batch of one process lacks leaves its encoder without a gradient.
+            tuned = any(is_trainable(encoder) for encoder in model.encoders.values())
+            accelerator.ddp_handler.find_unused_parameters = tuned
         self.model: nn.Module
         if is_sharded(model):  # by an earlier phase: it stays so
             self.model, self.optimizer = model, accelerator.prepare_optimizer(inner)
         else:
+            if accelerator.is_fsdp2:
+                for parameter in model.parameters():  # it takes no other layout (torch 2.11)
+                    parameter.data = parameter.data.contiguous()
             self.model, self.optimizer = accelerator.prepare(model, inner)
 
     def step(self, window: list[Batch], number: int) -> Step:

@@ -12,11 +12,20 @@ from pathlib import Path
 
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, broadcast
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    LoggerType,
+    ProjectConfiguration,
+    broadcast,
+)
 from torch import nn
 
 from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel
+from mmtransfer.registry import nearest
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.transfer.base import Phase
 
@@ -25,23 +34,47 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
     """An accelerator for this run; trackers only where there is an output directory."""
     # The tokenizers library warns at each fork unless it is told not to use threads of its own.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A modality that the batch of one process lacks leaves its parameters without a gradient.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    if output is not None:
+        check_trackers(options.track)
     if AcceleratorState._shared_state:
         AcceleratorState._reset_state()  # an earlier run here may have had another precision
     accelerator = Accelerator(
         mixed_precision=options.precision,
         log_with=list(options.track) or None if output is not None else None,
         project_config=ProjectConfiguration(logging_dir=str(output)) if output else None,
-        kwargs_handlers=[unused],
+        kwargs_handlers=[DistributedDataParallelKwargs()],
     )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+        share_out_on_cpus(accelerator)
     if options.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision 'fp16' needs a GPU, found the CPU: use 'bf16' or 'no'")
     if output is not None and options.track:
         accelerator.init_trackers("logs")
     return accelerator
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise `ValueError` for a tracker that accelerate does not know or that is not installed."""
+    known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]
+    here = [str(kind) for kind in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown tracker {name!r}.{nearest(name, known)}")
+        if name not in here:
+            raise ValueError(f"tracker {name!r} is not installed: found {', '.join(here)}")
+
+
+def share_out_on_cpus(accelerator: Accelerator) -> None:
+    """Let FSDP2 take effect on CPU processes, where accelerate 1.15 drops it silently."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        plugin = FullyShardedDataParallelPlugin()
+        if accelerator.mixed_precision != "no":
+            plugin.set_mixed_precision(accelerator.mixed_precision)
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
 
 
 def keep_freed_memory() -> None:

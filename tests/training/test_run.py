@@ -17,7 +17,7 @@ from mmtransfer.training.run import (
     run,
     write_config,
 )
-from mmtransfer.training.setup import rate_curve, windows
+from mmtransfer.training.setup import make_accelerator, rate_curve, windows
 from mmtransfer.transfer.base import Phase, build_strategy
 
 
@@ -93,3 +93,12 @@ def test_the_rate_rises_and_falls_as_said():
 
 def test_windows_hold_every_batch_once():
     assert list(windows(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tensorbord", "Did you mean 'tensorboard'"), ("wandb", "'wandb' is not installed")],
+)
+def test_a_tracker_that_is_not_there_is_an_error(name, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_accelerator(TrainingOptions(track=[name]), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 from pathlib import Path
 
 import pytest
@@ -267,7 +268,7 @@ def test_a_loss_that_is_no_number_stops_the_run(products):
                 next(model.heads.parameters()).data.fill_(float("nan"))
 
     strategy = Strategy([Phase(2)], [Poison()])
-    with pytest.raises(FloatingPointError, match="loss of step 3 is nan"):
+    with pytest.raises(FloatingPointError, match="step 3 is nan, in training rows [0-9]+, "):
         Trainer(small(products), products["train"], None, strategy, options()).fit()
 
 
@@ -365,3 +366,115 @@ def test_an_unreadable_value_is_one_line_with_workers_too(products, workers):
             trainer.fit()
         assert str(caught.value).startswith("train row 4, column 'image' cannot be read")
         assert "Traceback" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_run_is_refused(products, tmp_path):
+    def fit(model, resume=False, epochs=1, **changed):
+        strategy = build_strategy("linear_probe", epochs=epochs)
+        trainer = Trainer(model, products["train"], None, strategy, options(**changed), tmp_path)
+        trainer.fit(resume)
+        trainer.close()
+        return trainer
+
+    done = fit(small(products))
+    again = fit(small(products), resume=True, workers=1, evaluation_batch_size=5)
+    assert again.losses == done.losses
+    assert same(state(again.model), state(done.model))
+    with pytest.raises(ValueError, match=r"of another run \(batch_size: was 16, is 8\)"):
+        fit(small(products), resume=True, batch_size=8)
+    with pytest.raises(ValueError, match="of another run .strategy: was"):
+        fit(small(products), resume=True, epochs=2)
+    with pytest.raises(ValueError, match="other frozen weights"):
+        fit(small(products, seed=1), resume=True)
+    without = Trainer(
+        small(products), products["train"], None, build_strategy("linear_probe"), options()
+    )
+    with pytest.raises(ValueError, match="nothing to resume from"):
+        without.fit(resume=True)
+
+
+def test_a_method_keeps_its_state_in_checkpoints(products, tmp_path):
+    class Count(Method):
+        steps = 0
+
+        def on_weights(self, model, step):
+            self.steps += 1
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+        def load_state_dict(self, kept):
+            self.steps = kept["steps"]
+
+        def config(self):
+            return {"class": "count"}
+
+    counts = Count(), Count()
+    for resume, count in enumerate(counts):
+        strategy = build_strategy("linear_probe", [count], epochs=2)
+        trainer = Trainer(small(products), products["train"], None, strategy, options(), tmp_path)
+        trainer.fit(bool(resume))
+        trainer.close()
+    assert counts[0].steps == counts[1].steps == 6
+
+
+def test_the_log_has_a_line_per_step_and_epoch(products, tmp_path):
+    strategy = build_strategy("lp_ft", probe_epochs=1, epochs=2)
+    trainer = Trainer(
+        small(products), products["train"], products["validation"], strategy, options(), tmp_path
+    )
+    history = trainer.fit()
+    trainer.close()
+    with (tmp_path / "training.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    steps = [line for line in lines if line["loss"]]
+    epochs = [line for line in lines if not line["loss"]]
+    assert [int(line["step"]) for line in steps] == list(range(1, 10))
+    assert [float(line["loss"]) for line in steps] == trainer.losses
+    found = [float(line["validation/product/accuracy"]) for line in epochs]
+    assert found == [record["validation"]["product"]["accuracy"] for record in history]
+    assert [line["phase"] + line["epoch"] for line in epochs] == ["11", "22", "23"]
+
+
+def test_running_out_of_memory_halves_the_micro_batches(products, monkeypatch):
+    plain = TransferModel.forward
+
+    def forward(self, inputs, size):
+        if self.training and size > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, inputs, size)
+
+    monkeypatch.setattr(TransferModel, "forward", forward)
+    strategy = Strategy([Phase(2, 1e-2, 1e-3)])
+    with pytest.raises(torch.OutOfMemoryError):
+        Trainer(small(products), products["train"], None, strategy, options()).fit()
+    trainer = Trainer(small(products), products["train"], None, strategy, options(on_oom="halve"))
+    trainer.fit()
+    assert trainer.accumulation == 4
+    monkeypatch.undo()
+    twin = Trainer(small(products), products["train"], None, strategy, options(accumulation=4))
+    twin.fit()
+    assert trainer.losses == twin.losses
+
+
+def test_a_step_that_is_no_number_can_be_left_out(products):
+    class Poison(Method):
+        calls = 0
+
+        def on_loss(self, loss, model, batch, outputs):
+            self.calls += 1
+            return loss * (float("nan") if self.calls == 2 else 1)
+
+    seen = []
+
+    class Look(Method):
+        def on_weights(self, model, step):
+            seen.append(model.heads["product"].weight.detach().clone())
+
+    strategy = Strategy([Phase(1, 1e-2)], [Poison(), Look()])
+    trainer = Trainer(small(products), products["train"], None, strategy, options(on_nan="skip"))
+    trainer.fit()
+    assert trainer.skipped_steps == 1
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+    assert torch.isfinite(seen[2]).all()

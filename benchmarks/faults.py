@@ -1,0 +1,515 @@
+"""What goes wrong in long runs, done on purpose: kills, full disks, broken files, NaN.
+
+    python benchmarks/faults.py                # all of them; a table, results/faults.json
+    python benchmarks/faults.py --only kill-1  # those whose name begins so
+
+Prints `N faults, N survived`, and exits with 1 unless all were.  A fault is survived when the run
+ends as it does without the fault, to the last bit where the outcome says so, or stops with an error
+that says what is wrong and loses nothing.  Everything is imported once and forked for each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import mmtransfer.training.checkpoint as checkpoint
+import mmtransfer.training.features as features
+import mmtransfer.training.trainer as trainer_module
+from mmtransfer.data.products import product_rows
+from mmtransfer.methods.base import Method
+from mmtransfer.model import TransferModel
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.run import build_model, check_output
+from mmtransfer.training.setup import end_processes
+from mmtransfer.training.stop import Stopped
+from mmtransfer.training.trainer import Trainer
+from mmtransfer.transfer.base import build_strategy
+
+TASKS = {"product": "classification", "category": "classification"}
+TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
+TRAIN = product_rows("target/train", rows=37)  # the last step of an epoch is short
+for i, row in enumerate(TRAIN):
+    row["audio"] = row["audio"] if i % 4 == 0 else None  # a process often has no sound at all
+VALIDATION = product_rows("target/validation", rows=19)
+STEPS = 16  # of a run: two epochs of a probe, two of fine-tuning
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "NO_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+@dataclass
+class Plan:
+    """One run: what goes wrong in it, where, and how it is carried out."""
+
+    act: Callable[[], None] | None = None
+    at: int = 0  # after this step
+    within: tuple[Any, str, int] | None = None  # module, function: at the n-th call of it
+    rank: int | None = None  # only there
+    processes: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    poison: int = 0  # the loss of this step is no number
+    without_rights: bool = False  # run by nobody in particular, even if root started this
+    memory: int = 0  # forward passes of more rows than this find none
+
+
+class Act(Method):
+    """Does something right after a step."""
+
+    def __init__(self, at: int, act: Callable[[], None]) -> None:
+        self.at, self.act = at, act
+
+    def config(self) -> dict[str, Any]:
+        return {"class": "act"}  # the same whatever it does, as the run is the same
+
+    def on_weights(self, model: Any, step: int) -> None:
+        if step == self.at:
+            self.act()
+
+
+class Poison(Method):
+    """Makes the loss of a step no number."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.calls = at, 0
+
+    def config(self) -> dict[str, Any]:
+        return {"class": "poison"}
+
+    def on_loss(self, loss: Any, model: Any, batch: Any, outputs: Any) -> Any:
+        self.calls += 1
+        return loss * (math.nan if self.calls == self.at else 1.0)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill_a_worker() -> None:
+    multiprocessing.active_children()[0].kill()
+
+
+def fill_the_disk() -> None:
+    """No file may grow beyond 50 kB from now on: writes fail as they do on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+
+
+def act_within(module: Any, name: str, number: int, act: Callable[[], None]) -> None:
+    """Act at the `number`-th call of a function; of a file being written, half is there by then."""
+    plain, calls = getattr(module, name), 0
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            if name == "write_file":
+                arguments[0].write_bytes(arguments[1][: len(arguments[1]) // 2])
+            act()
+        return plain(*arguments, **options)
+
+    setattr(module, name, function)
+
+
+def train(output: Path, plan: Plan) -> None:
+    """One process of a run; leaves the model and the curves beside the output directory."""
+    act = plan.act if plan.rank in (None, int(os.environ.get("RANK", 0))) else None
+    if act and plan.within:
+        act_within(*plan.within, act)
+    if plan.without_rights and os.getuid() == 0:
+        os.setuid(65534)
+    if plan.memory:
+        limit_memory(plan.memory)
+    methods = ["modality_dropout", Act(plan.at, act or (lambda: None)), Poison(plan.poison)]
+    strategy = build_strategy("lp_ft", methods, probe_epochs=2, epochs=2, encoder_lr=1e-3, lr=5e-3)
+    chosen = {"augment": True, "track": [], "checkpoint_steps": 3, "progress": True}
+    options = TrainingOptions(
+        **{"batch_size": 10, "evaluation_batch_size": 7, **chosen, **plan.options}
+    )
+    check_output(output, resume=plan.resume)
+    model = build_model(TINY, TASKS, TRAIN, "gated", 16, seed=0, dropout=0.2)
+    trainer = Trainer(model, TRAIN, VALIDATION, strategy, options, output)
+    history = trainer.fit(plan.resume)
+    trainer.save(output.with_suffix(".model"))
+    if trainer.accelerator.is_main_process:
+        curves = {"losses": trainer.losses, "history": history, "skipped": trainer.skipped_steps}
+        output.with_suffix(".json").write_text(json.dumps(curves))
+    trainer.close()
+    end_processes()
+
+
+def limit_memory(rows: int) -> None:
+    plain = TransferModel.forward
+
+    def forward(self: TransferModel, inputs: Any, size: int) -> Any:
+        if self.training and size > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(self, inputs, size)
+
+    TransferModel.forward = forward  # type: ignore[method-assign]
+
+
+def start(output: Path, plan: Plan) -> list[int]:
+    """Fork the processes of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(plan.processes):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"ACCELERATE_USE_CPU": "true", **plan.environment}
+            if plan.processes > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port}
+                os.environ |= {"WORLD_SIZE": str(plan.processes), "MASTER_ADDR": "127.0.0.1"}
+            told = output.with_suffix(f".{rank}.log").open("wb")
+            os.dup2(told.fileno(), 1)
+            os.dup2(told.fileno(), 2)
+            status = 1
+            try:
+                train(output, plan)
+                status = 0
+            except Stopped:
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return children
+
+
+def finish(children: list[int]) -> list[int]:
+    """Wait; when one process fails the others are ended, as launchers do.  -> exit statuses."""
+    statuses: dict[int, int | None] = dict.fromkeys(children)
+    while None in statuses.values():
+        for child in [c for c, s in statuses.items() if s is None]:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+                if statuses[child]:
+                    for other in [c for c, s in statuses.items() if s is None]:
+                        os.kill(other, signal.SIGKILL)
+        time.sleep(0.01)
+    return [s for s in statuses.values() if s is not None]
+
+
+def go(output: Path, **plan: Any) -> list[int]:
+    return finish(start(output, Plan(**plan)))
+
+
+def said(output: Path, rank: int = 0) -> str:
+    return " ".join(output.with_suffix(f".{rank}.log").read_text().split())
+
+
+def result(output: Path) -> tuple[bytes, str, list[dict[str, str]]]:
+    """Weights to the last bit, losses and metrics, and `training.csv` but for its speed columns."""
+    weights = output.with_suffix(".model") / "model.safetensors"
+    with (output / "training.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        line.pop("rows_per_second"), line.pop("memory_mb")
+    return weights.read_bytes(), output.with_suffix(".json").read_text(), lines
+
+
+class Bench:
+    """Runs without faults, to compare with, one of each kind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.count = root, 0
+        self.whole: dict[str, Path] = {}
+
+    def new(self) -> Path:
+        self.count += 1
+        return self.root / f"run-{self.count}"
+
+    def undisturbed(self, **plan: Any) -> Path:
+        key = repr(sorted((k, str(v)) for k, v in plan.items()))
+        if key not in self.whole:
+            output = self.new()
+            statuses = go(output, **plan)
+            assert not any(statuses), f"the run without a fault failed: {said(output)[-500:]}"
+            self.whole[key] = output
+        return self.whole[key]
+
+    def goes_on(self, output: Path, **plan: Any) -> str:
+        """Resume, and compare with the run without a fault."""
+        statuses = go(output, **plan, resume=True)
+        assert not any(statuses), f"the resumed run failed: {said(output)[-500:]}"
+        assert result(output) == result(self.undisturbed(**plan)), "other weights or curves"
+        return "resumed, bit-equal"
+
+
+# -- the faults: each returns its outcome, or fails an assertion ----------------------------------
+
+
+def killed(bench: Bench, **fault: Any) -> str:
+    kind = {k: v for k, v in fault.items() if k in ("processes", "environment", "options")}
+    output = bench.new()
+    statuses = go(output, act=kill, **fault)
+    assert -signal.SIGKILL in statuses, f"was not killed: {statuses}, {said(output)[-300:]}"
+    return bench.goes_on(output, **kind)
+
+
+def asked_to_stop(bench: Bench, **fault: Any) -> str:
+    kind = {k: v for k, v in fault.items() if k in ("processes", "environment", "options")}
+    output = bench.new()
+    if fault.pop("fresh", False):  # else there would be nothing to encode
+        fault["environment"] = {"MMTRANSFER_CACHE": str(output.with_suffix(".cache"))}
+    started = time.monotonic()
+    statuses = go(output, act=ask_to_stop, **fault)
+    assert not any(statuses), f"exit status {statuses}: {said(output)[-300:]}"
+    assert time.monotonic() - started < 30
+    assert "stopped by SIGTERM" in said(output), said(output)[-300:]
+    return "exit 0; " + bench.goes_on(output, **kind)
+
+
+def disk_full(bench: Bench, processes: int) -> str:
+    output = bench.new()
+    statuses = go(output, act=fill_the_disk, at=10, processes=processes)
+    assert all(statuses), "the run went on without its checkpoint"
+    told = said(output)
+    assert "the checkpoint of step 12 cannot be written" in told, told[-500:]
+    assert "that of step 9 is whole" in told, told[-500:]
+    return "clear error, last checkpoint whole; " + bench.goes_on(output, processes=processes)
+
+
+def damaged(bench: Bench, damage: Callable[[Path], None]) -> str:
+    output = bench.new()
+    go(output, act=kill, at=14)
+    newest = sorted((output / "checkpoints").glob("step-*"))[-1]
+    damage(newest)
+    outcome = bench.goes_on(output)
+    assert f"{newest.name} is left out" in said(output), said(output)[-500:]
+    return f"warned, used the one before; {outcome}"
+
+
+def flip_a_bit(directory: Path) -> None:
+    file = directory / "trained.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(directory: Path) -> None:
+    os.truncate(directory / "training.pt", 1000)
+
+
+def lose_the_manifest(directory: Path) -> None:
+    (directory / "manifest.json").unlink()
+
+
+def worker_killed(bench: Bench) -> str:
+    output = bench.new()
+    statuses = go(output, act=kill_a_worker, at=10, options={"workers": 2})
+    assert not any(statuses), said(output)[-500:]
+    assert "replaced killed loader workers" in said(output)
+    assert result(output) == result(bench.undisturbed()), "other weights or curves"
+    return "replaced, bit-equal"
+
+
+def nan_raised(bench: Bench, processes: int) -> str:
+    output = bench.new()
+    statuses = go(output, poison=5, processes=processes)
+    told = said(output)
+    assert all(statuses)
+    assert "the loss of step" in told, told[-500:]
+    assert "in training rows" in told, told[-500:]
+    return "stopped, step and rows named"
+
+
+def nan_skipped(bench: Bench, processes: int) -> str:
+    output = bench.new()
+    statuses = go(output, poison=5, processes=processes, options={"on_nan": "skip"})
+    assert not any(statuses), said(output)[-500:]
+    found = json.loads(output.with_suffix(".json").read_text())
+    assert found["skipped"] == 1, found["skipped"]
+    assert all(math.isfinite(record["train_loss"]) for record in found["history"])
+    return "left out, counted, run finished"
+
+
+def out_of_memory(bench: Bench) -> str:
+    output = bench.new()
+    statuses = go(output, memory=5, options={"on_oom": "halve"})
+    assert not any(statuses), said(output)[-500:]
+    assert "goes on with accumulation 2" in said(output)
+    losses = [
+        json.loads(o.with_suffix(".json").read_text())["losses"]
+        for o in (output, bench.undisturbed(options={"accumulation": 2}))
+    ]
+    assert losses[0] == losses[1], "other losses than with accumulation 2 from the start"
+    return "half the rows, twice the micro-batches, same steps"
+
+
+def read_only(bench: Bench) -> str:
+    output = bench.new()
+    output.mkdir()
+    output.chmod(0o555)
+    bench.root.chmod(0o755)
+    statuses = go(output, without_rights=True)
+    assert all(statuses)
+    assert "cannot be written" in said(output), said(output)[-500:]
+    return "refused at once"
+
+
+def other_count(bench: Bench, before: int, after: int) -> str:
+    output = bench.new()
+    go(output, act=kill, at=11, processes=before)
+    statuses = go(output, processes=after, resume=True)
+    assert not any(statuses), said(output)[-500:]
+    assert f"processes: was {before}, is {after}" in said(output), said(output)[-500:]
+    mine, whole = (
+        json.loads(o.with_suffix(".json").read_text())["losses"]
+        for o in (output, bench.undisturbed(processes=before))
+    )
+    assert mine[:9] == whole[:9]
+    assert len(mine) == len(whole)
+    return "same global batches, inexactness said"
+
+
+def store_raced(bench: Bench) -> str:
+    cache = {"MMTRANSFER_CACHE": str(bench.root / "raced")}
+    outputs = [bench.new(), bench.new()]
+    runs = [start(output, Plan(environment=cache)) for output in outputs]
+    for children, output in zip(runs, outputs, strict=True):
+        assert not any(finish(children)), said(output)[-500:]
+        assert result(output) == result(bench.undisturbed())
+    assert not list((bench.root / "raced" / "features").glob("*.part"))
+    return "both finished, bit-equal, nothing left over"
+
+
+def store_killed(bench: Bench) -> str:
+    cache = {"MMTRANSFER_CACHE": str(bench.root / "half")}
+    output = bench.new()
+    within = (features, "finish_store", 2)
+    assert go(output, act=kill, within=within, environment=cache) == [-signal.SIGKILL]
+    again = bench.new()
+    assert not any(go(again, environment=cache)), said(again)[-500:]
+    assert result(again) == result(bench.undisturbed())
+    return "half a store is no store: encoded anew, bit-equal"
+
+
+def faults() -> dict[str, Callable[[Bench], str]]:
+    """All faults by name."""
+    write, evaluation = (checkpoint, "write_file"), (trainer_module, "collect")
+    found: dict[str, Callable[[Bench], str]] = {}
+    for processes, steps, writes in (
+        (1, range(1, 17), (1, 2, 5, 9, 14, 20)),
+        (2, (1, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16), (1, 2, 6, 11, 17, 21)),
+    ):
+        for at in steps:
+            name = f"kill-{processes} after step {at}"
+            found[name] = lambda b, p=processes, a=at: killed(b, at=a, processes=p)
+        for number in writes:
+            name = f"kill-{processes} within checkpoint file {number}"
+            found[name] = lambda b, p=processes, n=number: killed(
+                b, within=(*write, n), processes=p
+            )
+    for at in (5, 12):
+        found[f"kill-fsdp after step {at}"] = lambda b, a=at: killed(
+            b, at=a, processes=2, environment=FSDP
+        )
+    found["kill-fsdp within checkpoint file 6"] = lambda b: killed(
+        b, within=(*write, 6), processes=2, environment=FSDP
+    )
+    found["kill-2 one process alone"] = lambda b: killed(b, at=11, rank=1, processes=2)
+    found["kill-1 with loader workers"] = lambda b: killed(b, at=11, options={"workers": 2})
+    found["kill-1 with accumulation"] = lambda b: killed(b, at=11, options={"accumulation": 2})
+    for processes in (1, 2):
+        count = {"processes": processes}
+        places: dict[str, dict[str, Any]] = {
+            "in a step": {"at": 12},
+            "in an evaluation": {"within": (*evaluation, 3)},
+            "while encoding": {"within": (features, "write_shard", 2), "fresh": True},
+        }
+        for place, fault in places.items():
+            found[f"sigterm-{processes} {place}"] = lambda b, f=fault, c=count: asked_to_stop(
+                b, **f, **c
+            )
+        found[f"disk-full-{processes}"] = lambda b, p=processes: disk_full(b, p)
+        found[f"nan-{processes} stop"] = lambda b, p=processes: nan_raised(b, p)
+        found[f"nan-{processes} skip"] = lambda b, p=processes: nan_skipped(b, p)
+    found["corrupt one bit flipped"] = lambda b: damaged(b, flip_a_bit)
+    found["corrupt file cut short"] = lambda b: damaged(b, cut_short)
+    found["corrupt no manifest"] = lambda b: damaged(b, lose_the_manifest)
+    found["worker killed"] = worker_killed
+    found["memory out"] = out_of_memory
+    found["read-only output"] = read_only
+    found["processes 2 to 1"] = lambda b: other_count(b, 2, 1)
+    found["processes 1 to 2"] = lambda b: other_count(b, 1, 2)
+    found["store killed half-way"] = store_killed
+    found["store written by two runs"] = store_raced
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="faults whose name begins so")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--list", action="store_true", help="only print the names")
+    arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(faults()))
+        return 0
+    chosen = {n: f for n, f in faults().items() if n.startswith(arguments.only)}
+    if not chosen:
+        raise SystemExit(f"no fault begins with {arguments.only!r}: {', '.join(faults())}")
+    torch.set_num_threads(1)
+    table = Table("fault", "outcome", "seconds", box=None)
+    results, survived = {}, 0
+    with tempfile.TemporaryDirectory() as root:
+        os.environ["MMTRANSFER_CACHE"] = str(Path(root) / "cache")
+        bench = Bench(Path(root))
+        for name, fault in chosen.items():
+            started = time.monotonic()
+            try:
+                outcome, fine = fault(bench), True
+            except AssertionError as error:
+                outcome, fine = f"NOT SURVIVED: {error}", False
+            seconds = time.monotonic() - started
+            survived += fine
+            results[name] = {"outcome": outcome, "survived": fine, "seconds": round(seconds, 1)}
+            table.add_row(name, outcome, f"{seconds:.1f}")
+            print(f"{name}: {outcome}", file=sys.stderr, flush=True)
+    Console().print(table)
+    print(f"{len(chosen)} faults, {survived} survived")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    found = {"environment": environment(), "faults": results}
+    (arguments.output / "faults.json").write_text(json.dumps(found, indent=2))
+    return 0 if survived == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
