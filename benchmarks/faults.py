@@ -45,6 +45,7 @@ from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, check_output
 from mmtransfer.training.setup import end_processes
 from mmtransfer.training.stop import Stopped
+from mmtransfer.training.surroundings import hardware, versions
 from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.base import build_strategy
 
@@ -506,7 +507,7 @@ def main() -> int:
     Console().print(table)
     print(f"{len(chosen)} faults, {survived} survived")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    found = {"environment": environment(), "faults": results}
+    found = {"versions": versions(), "hardware": hardware(), "faults": results}
     (arguments.output / "faults.json").write_text(json.dumps(found, indent=2))
     return 0 if survived == len(chosen) else 1
 

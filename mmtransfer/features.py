@@ -132,6 +132,9 @@ class Outputs:
     weights: Tensor | None = None
 
 
+torch.export.register_dataclass(Outputs)  # FSDP hangs its work on the tensors that it finds
+
+
 @dataclass
 class Batch:
     """B rows on their way to the model.

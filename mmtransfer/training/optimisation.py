@@ -74,7 +74,8 @@ class Optimisation:
             last = k == len(window) - 1
             sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
             with sync:
-                outputs = self.model(batch.inputs, len(batch))
+                with self.accelerator.autocast():
+                    outputs = self.model(batch.inputs, len(batch))
                 loss = self._task_loss(outputs, batch, counts)
                 total += loss.detach()
                 # This part's share of the step, blown up to the size of a whole loss, so that what

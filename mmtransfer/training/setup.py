@@ -46,7 +46,7 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
     )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-        share_out_on_cpus(accelerator)
+    share_out(accelerator)
     if options.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision 'fp16' needs a GPU, found the CPU: use 'bf16' or 'no'")
     if output is not None and options.track:
@@ -65,16 +65,20 @@ def check_trackers(names: list[str]) -> None:
             raise ValueError(f"tracker {name!r} is not installed: found {', '.join(here)}")
 
 
-def share_out_on_cpus(accelerator: Accelerator) -> None:
-    """Let FSDP2 take effect on CPU processes, where accelerate 1.15 drops it silently."""
+def share_out(accelerator: Accelerator) -> None:
+    """Let FSDP2 take effect where accelerate 1.15 drops it silently.
+
+    That is on CPU processes, and in a process that had an accelerator before.
+    """
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
+    if asked and accelerator.num_processes > 1 and "fsdp_plugin" not in vars(accelerator.state):
         plugin = FullyShardedDataParallelPlugin()
-        if accelerator.mixed_precision != "no":
-            plugin.set_mixed_precision(accelerator.mixed_precision)
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
+    if accelerator.num_processes > 1 and accelerator.is_fsdp2:
+        # Autocast as everywhere else; the plugin would turn parameters and not inputs to bf16.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
 
 
 def keep_freed_memory() -> None:

@@ -11,6 +11,7 @@ from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model
 from mmtransfer.training.setup import end_processes
+from mmtransfer.training.sharding import is_sharded
 from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.base import Strategy, build_strategy
 
@@ -41,6 +42,7 @@ def main(saved: str, output: str) -> None:
             if store is not None
         }
         processes = trainer.accelerator.num_processes
+        sharded = is_sharded(trainer.model)
         main_process = trainer.accelerator.is_main_process
         trainer.close()
     # the same weights, evaluated
@@ -53,7 +55,7 @@ def main(saved: str, output: str) -> None:
     trainer.close()
     end_processes()
     if main_process:
-        Path(output).write_text(json.dumps(results | {"processes": processes}))
+        Path(output).write_text(json.dumps(results | {"processes": processes, "sharded": sharded}))
 
 
 if __name__ == "__main__":

@@ -15,17 +15,20 @@ from mmtransfer.training.run import build_model
 
 SCRIPT = Path(__file__).with_name("process_script.py")
 TASKS = {"product": "classification", "category": "classification"}
+FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "NO_WRAP"]
+FSDP += ["--fsdp_cpu_ram_efficient_loading", "false"]
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
 
 
-def launch(processes: int, saved: Path, output: Path) -> dict:
+def launch(processes: int, saved: Path, output: Path, fsdp: bool = False) -> dict:
     """The plain `--cpu` form starts one process silently; this one starts as many as asked."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += FSDP if fsdp else ["--multi_gpu"]
     launcher += ["--num_processes", str(processes)]
     environment = os.environ | {
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
-        "MMTRANSFER_CACHE": str(output.parent / f"cache-{processes}"),
+        "MMTRANSFER_CACHE": str(output.parent / f"cache-{processes}-{fsdp}"),
     }
     start = launcher if processes > 1 else [sys.executable]
     done = subprocess.run(
@@ -44,13 +47,15 @@ def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     train = product_rows("target/train", rows=37)
     build_model(TINY, TASKS, train, "gated", 16, seed=3).save_pretrained(root / "model")
-    return {n: launch(n, root / "model", root / f"{n}.json") for n in (1, 2, 3)}
+    found = {n: launch(n, root / "model", root / f"{n}.json") for n in (1, 2, 3)}
+    return found | {"fsdp": launch(2, root / "model", root / "fsdp.json", fsdp=True)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, 3, "fsdp"])
 def test_evaluation_of_the_same_weights_is_exactly_the_same(results, processes):
-    assert results[processes]["processes"] == processes
+    assert results[processes]["processes"] == (2 if processes == "fsdp" else processes)
+    assert results[processes]["sharded"] == (processes == "fsdp")
     assert results[processes]["evaluation"] == results[1]["evaluation"]
     assert results[processes]["logits"] == results[1]["logits"]
     assert results[processes]["targets"] == results[1]["targets"]
@@ -58,7 +63,7 @@ def test_evaluation_of_the_same_weights_is_exactly_the_same(results, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, 3, "fsdp"])
 def test_stored_features_are_exactly_the_same(results, processes):
     stored = results[1]["linear_probe"]["stored"]
     assert set(stored) == {"image", "text", "audio"}
@@ -67,7 +72,7 @@ def test_stored_features_are_exactly_the_same(results, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, 3, "fsdp"])
 @pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft"])
 def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss."""
