@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mmtransfer.features import Batch, Outputs
+from mmtransfer.features import Batch, Inputs, Outputs
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.setup import rate_curve, synchronise_batch_norm
@@ -84,6 +84,8 @@ class Optimisation:
                 for method in self.strategy.methods:
                     loss = method.on_loss(loss, self.plain, batch, outputs)
                 self.accelerator.backward(loss / len(window))  # averaged over processes by DDP
+        for name in self._absent_everywhere(window):
+            self.plain.encoders[name].zero_grad(set_to_none=True)
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
         for method in self.strategy.methods:
             method.on_gradients(self.plain)
@@ -127,6 +129,19 @@ class Optimisation:
         ).to(self.accelerator.device, non_blocking=True)
         counts = self.accelerator.reduce(counts).clamp_min(1)
         return dict(zip(tasks, counts, strict=True))
+
+    def _absent_everywhere(self, window: list[Batch]) -> list[str]:
+        """With FSDP, the modalities that no process has in this step: stand-ins gave them zeros.
+
+        An optimiser does not step where there is no gradient, but decays where it is zero.
+        """
+        if not is_sharded(self.plain):
+            return []
+        names = [name for name, encoder in self.plain.encoders.items() if is_trainable(encoder)]
+        parts = [[batch.inputs.get(name) for batch in window] for name in names]
+        counts = [sum(len(p.rows) for p in ps if isinstance(p, Inputs)) for ps in parts]
+        found = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device))
+        return [name for name, count in zip(names, found.tolist(), strict=True) if not count]
 
     def state(self) -> dict[str, Any]:
         """Optimiser by parameter name, schedule and loss scale; asked by all processes together."""
