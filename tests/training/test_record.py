@@ -16,7 +16,7 @@ from mmtransfer.data.rows import fingerprint_column
 from mmtransfer.training import surroundings
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.processes import join_processes
-from mmtransfer.training.record import fingerprints, read_record
+from mmtransfer.training.record import fingerprints, read_record, write_record
 from mmtransfer.training.run import build_model, run
 from mmtransfer.training.surroundings import git_state
 from mmtransfer.transfer.base import build_strategy
@@ -122,3 +122,16 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started.*found 1.*ACCELERATE_USE_CPU"):
         join_processes()
+
+
+def test_a_resumed_run_keeps_its_earlier_records(tmp_path):
+    rows, options = {"train": [{"text": "pear"}]}, TrainingOptions()
+    write_record(tmp_path, rows, ["text"], options)
+    first = read_record(tmp_path)
+    for count in (1, 2):
+        write_record(tmp_path, rows, ["text"], options, resume=True)
+        record = read_record(tmp_path)
+        assert record["before"][0] == first
+        assert len(record["before"]) == count
+    write_record(tmp_path, rows, ["text"], options)
+    assert "before" not in read_record(tmp_path)
