@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         "tasks": tasks,
         "strategies": strategies,
         "predict": predict,
+        "rerun": rerun,
     }
     command(commands, "mmtransfer", arguments)
 
@@ -106,6 +107,22 @@ def predict(
     else:
         output.write_text(lines)
         print(f"{len(answers)} rows written to {output}")
+
+
+def rerun(run: Path, output: Path | None = None) -> None:
+    """Repeat a run in a new directory and compare: exit code 1 unless all is bit-equal.
+
+    Args:
+        run: output directory of the run
+        output: new directory, by default RUN-rerun
+    """
+    from mmtransfer.training.rerun import print_findings
+    from mmtransfer.training.rerun import rerun as repeat
+
+    findings = repeat(run, output)
+    print_findings(findings)
+    if not all(found.same for found in findings if found.result):
+        raise SystemExit(1)
 
 
 def _list(family: str) -> None:

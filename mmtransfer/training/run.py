@@ -23,6 +23,8 @@ from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import build_task
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.processes import join_processes
+from mmtransfer.training.record import write_record
 from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.base import Strategy
 
@@ -60,13 +62,14 @@ def run(
 ) -> dict[str, Any]:
     """Train on `data["train"]`, choose on "validation", report on "test"; -> the metrics.
 
-    With an output directory: `model/`, `metrics.json`, `config.yaml` of the arguments,
-    `training.csv`, `checkpoints/` and the trackers' logs.  All splits are checked before anything
-    is replaced.
+    With an output directory: `model/`, `metrics.json`, `config.yaml` of the arguments, `run.json`
+    of the surroundings, `training.csv`, `checkpoints/` and the trackers' logs.  All splits are
+    checked before anything is replaced.
 
     resume: go on from the newest checkpoint in the output directory
     """
     started = time.perf_counter()
+    join_processes()
     for split in data:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}.{nearest(split, SPLITS)}")
@@ -74,6 +77,7 @@ def run(
     if output is not None:
         clear_output(output, resume)
         write_config(output, arguments or {})
+        write_record(output, data, [*model.encoders, *model.tasks], options, resume)
     parameters = sum(p.numel() for p in model.parameters())
     trainer = Trainer(
         model, data["train"], data.get("validation"), strategy, options, output, title

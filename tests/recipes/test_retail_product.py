@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmtransfer import Phase, Strategy, TrainingOptions, build_strategy
+from mmtransfer.cli import command
 from mmtransfer.data.products import product_rows
 from mmtransfer.model import TransferModel
+from mmtransfer.training.run import plain, write_config
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "retail_product.py"
 
@@ -29,6 +31,13 @@ def recipe(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
+
+
+def load_recipe():
+    specification = importlib.util.spec_from_file_location("retail_product", RECIPE)
+    story = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(story)
+    return story
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +94,71 @@ def test_a_run_on_own_data(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_is_repeated_bit_by_bit(data, tmp_path):
+    arguments = [
+        *("--data", os.path.relpath(data, tmp_path), "--image", "tiny-vit", "--text", "tiny-bert"),
+        *("--tasks", '{"product": {"name": "classification", "label_smoothing": 0.1}}'),
+        *("--strategy", "lp_ft", "--strategy_options", '{"probe_epochs": 1, "epochs": 1}'),
+        *("--training.seed", "3", "--width", "16", "--output", "out"),
+    ]
+    done = recipe(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    script = "from mmtransfer.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "rerun", str(tmp_path / "out")],
+        cwd=data,  # anywhere: the record names the directory
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "tensors bit-equal" in done.stdout
+    assert "NO" not in done.stdout.split()
+    again = tmp_path / "out-rerun"
+    assert json.loads((again / "run.json").read_text())["seed"] == 3
+    weights = [
+        (path / "model/model.safetensors").read_bytes() for path in (tmp_path / "out", again)
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_every_argument_comes_back_from_the_saved_configuration(tmp_path, monkeypatch):
+    story = load_recipe()
+    monkeypatch.setitem(sys.modules, "retail_product", story)  # where its type hints are looked up
+    received: list[tuple] = []
+    monkeypatch.setattr(story, "train_on", lambda *arguments: received.append(arguments))
+    monkeypatch.setattr(story, "end_processes", lambda: None)
+    written_out = {"epochs": 2, "encoder_lr": {"image": 1e-5, "text": 0}, "schedule": "constant"}
+    for given in (
+        [
+            *("--image", "tiny-vit?width=16", "--text", "tiny-bert", "--width", "24"),
+            *("--tasks", '{"product": {"name": "classification", "label_smoothing": 0.1}}'),
+            *("--fusion", "concat", "--dropout", "1e-3", "--single", "false", "--overwrite"),
+            *("--strategy", "full", "--strategy_options.encoder_lr", '{"image": 1e-6}'),
+            *("--methods", '[{"name": "modality_dropout", "rate": 0.25}]'),
+            *("--training.batch_size", "7", "--training.track", "[]", "--training.seed", "11"),
+            *("--training.augment", "true", "--training.cache", "somewhere/else"),
+        ],
+        [
+            *("--image", "tiny-vit", "--methods", "[]", "--single", "true"),
+            *("--strategy", json.dumps({"phases": [written_out, {"epochs": 1}]})),
+            *("--fusion", '{"name": "gated"}', "--tasks", '{"category": "classification"}'),
+        ],
+    ):
+        received.clear()
+        command(story.main, "recipe", ["--data", "DATA", "--output", str(tmp_path / "o"), *given])
+        write_config(tmp_path, received[0][8])
+        command(story.main, "recipe", ["--config", str(tmp_path / "config.yaml")])
+        first, second = ([plain(a) for a in (*r[:4], *r[5:8], r[9])] for r in received)
+        assert second == first
+        assert received[1][4].config() == received[0][4].config()  # the strategy, built
+
+
+@pytest.mark.slow
 def test_the_story_fills_its_table(tmp_path, monkeypatch):
     """The default run, at small sizes: every strategy for every set of modalities and seed."""
-    specification = importlib.util.spec_from_file_location("retail_product", RECIPE)
-    story = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(story)
+    story = load_recipe()
     small = {
         "source": {
             "train": product_rows("source/train", rows=64),

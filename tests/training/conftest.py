@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from mmtransfer.data.products import product_rows
@@ -24,3 +30,33 @@ def products():
     rows["train"][3]["product"] = None
     rows["train"][5]["category"] = float("nan")
     return rows
+
+
+@pytest.fixture(scope="session")
+def launched(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs launched_script.py by a prefix of the command line: an interpreter or a launcher."""
+    cache = tmp_path_factory.mktemp("launched-cache")
+    script = Path(__file__).with_name("launched_script.py")
+
+    def launch(*prefix: str, output: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MMTRANSFER_CACHE": str(cache)}
+        return subprocess.run(
+            [*prefix, str(script), "--output", str(output)],
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return launch
+
+
+@pytest.fixture(scope="session")
+def cpu_run(launched, tmp_path_factory) -> Path:
+    """The directory of a run of two processes, started with the CPU configuration."""
+    output = tmp_path_factory.mktemp("cpu") / "out"
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file")
+    config = Path(__file__).parents[2] / "recipes" / "configs" / "accelerate" / "cpu.yaml"
+    done = launched(*launcher, str(config), output=output, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output

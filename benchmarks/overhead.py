@@ -1,0 +1,259 @@
+"""What the trainer costs: its throughput against a loop written by hand, on the same work.
+
+    python benchmarks/overhead.py
+    python benchmarks/overhead.py --processes 2     # against DistributedDataParallel
+
+The hand-written loop has the same model, batches, loss, clipping, fused AdamW and cosine as the
+trainer, and nothing else.  Both take turns in one process, the first turn of each is dropped; the
+ratio is the median over the pairs.  Exit code 1 when it falls below the limit.
+
+`full` trains everything and decides.  `frozen` is for information: there the trainer reads its
+feature store, and the hand-written loop takes pooled features that lie ready in memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from mmtransfer import Phase, Strategy, Trainer, TrainingOptions, TransferModel
+from mmtransfer.cli import command
+from mmtransfer.data.collate import Collate
+from mmtransfer.data.products import product_rows
+from mmtransfer.data.rows import NumberedRows
+from mmtransfer.data.samplers import TrainBatches
+from mmtransfer.features import Batch, Features
+from mmtransfer.training.processes import join_processes
+from mmtransfer.training.run import build_model
+from mmtransfer.training.setup import end_processes
+from mmtransfer.training.surroundings import hardware, versions
+
+ENCODERS = {"image": "tiny-vit?width=128&layers=4", "text": "tiny-bert?width=128&layers=4"}
+TASKS = {"product": "classification", "category": "classification"}
+#: what the trainer and the loop by hand may differ by in the loss of an epoch, relative
+SAME_LOSS = 0.02
+
+Rows = list[dict[str, Any]]
+Epoch = Callable[[int], Iterable[Batch]]
+
+
+def fit_by_hand(model: TransferModel, batches: Epoch, phase: Phase, steps: int, o: TrainingOptions):
+    """A plain PyTorch loop; -> mean loss of each epoch."""
+    state = PartialState()
+    optimizer = torch.optim.AdamW(phase.apply(model), fused=True)
+    total = phase.epochs * steps
+    cosine = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total))
+    )
+    trained = DistributedDataParallel(model) if state.num_processes > 1 else model
+    half = torch.autocast(state.device.type, torch.bfloat16, enabled=o.precision == "bf16")
+    losses = []
+    for epoch in range(phase.epochs):
+        trained.train()
+        for batch in batches(epoch):
+            batch = batch.to(state.device, non_blocking=True)
+            with half:
+                logits = trained(batch.inputs, len(batch)).logits
+                loss = sum(F.cross_entropy(logits[n], batch.targets[n]) for n in TASKS)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            cosine.step()
+            losses.append(loss.detach())
+    return torch.stack(losses).view(phase.epochs, steps).mean(1).tolist()
+
+
+def loader_of(model: TransferModel, rows: Rows, batches: TrainBatches) -> Epoch:
+    """Raw rows through the same collate function as the trainer's."""
+    loader: Any = DataLoader(
+        NumberedRows(rows, [*ENCODERS, *TASKS]),
+        batch_sampler=batches,
+        collate_fn=Collate(model.encoders, model.tasks),
+        pin_memory=PartialState().device.type == "cuda",
+    )
+
+    def epoch_of(epoch: int) -> Iterable[Batch]:
+        batches.epoch = epoch
+        return loader
+
+    return epoch_of
+
+
+def features_of(model: TransferModel, rows: Rows, batches: TrainBatches) -> Epoch:
+    """Pooled features of frozen encoders, computed once and kept in memory."""
+    collate = Collate(model.encoders, model.tasks)
+    whole = collate(list(enumerate(rows)))
+    with torch.inference_mode():
+        model.eval()
+        stored = {n: model.encode(n, whole.inputs[n], len(rows)).pool() for n in ENCODERS}
+    stored = {n: Features(f.tokens.clone(), f.mask.clone()) for n, f in stored.items()}
+
+    def epoch_of(epoch: int) -> Iterator[Batch]:
+        batches.epoch = epoch
+        for chosen in batches:
+            index = torch.tensor(chosen)
+            inputs = {n: Features(f.tokens[index], f.mask[index]) for n, f in stored.items()}
+            yield Batch(inputs, {n: t[index] for n, t in whole.targets.items()}, index)
+
+    return epoch_of
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds until all processes are done, and what came out."""
+    gc.collect()
+    state = PartialState()
+
+    def settle() -> float:
+        if state.device.type == "cuda":
+            torch.cuda.synchronize()
+        state.wait_for_everyone()
+        return time.perf_counter()
+
+    started = settle()
+    result = work()
+    return settle() - started, result
+
+
+def measure(
+    rows: Rows, phase: Phase, options: TrainingOptions, make: Callable[..., Epoch], repetitions: int
+) -> dict[str, Any]:
+    """Seconds of both, in turns; -> throughputs and ratios."""
+    state = PartialState()
+    template = build_model(ENCODERS, TASKS, rows, "gated", 256)
+    place = (state.process_index, state.num_processes)
+    batches = TrainBatches(len(rows), options.batch_size, options.seed, 1, *place)
+    by_hand, by_trainer, losses = [], [], []
+    prepared = make(template, rows, batches)
+    for _ in range(repetitions + 1):
+        model = deepcopy(template).to(state.device)
+        seconds, losses = timed(
+            partial(fit_by_hand, model, prepared, phase, batches.steps, options)
+        )
+        by_hand.append(seconds)
+        trainer = Trainer(deepcopy(template), rows, None, Strategy([phase]), options)
+        seconds, history = timed(trainer.fit)
+        by_trainer.append(seconds)
+        trainer.close()
+    if make is loader_of:
+        last = history[-1]["train_loss"]
+        if not math.isclose(losses[-1], last, rel_tol=SAME_LOSS):
+            raise ArithmeticError(f"not the same work: losses {losses[-1]:.4f} and {last:.4f}")
+    steps = phase.epochs * batches.steps
+    ratios = [a / b for a, b in zip(by_hand[1:], by_trainer[1:], strict=True)]
+    return {
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "by_hand": _throughput(by_hand[1:], steps, options),
+        "trainer": _throughput(by_trainer[1:], steps, options),
+    }
+
+
+def _throughput(seconds: list[float], steps: int, options: TrainingOptions) -> dict[str, float]:
+    step = median(seconds) / steps
+    return {"rows_per_second": options.batch_size / step, "milliseconds_per_step": 1000 * step}
+
+
+def spawn(processes: int) -> int:
+    """Start this command on several processes; -> its exit code."""
+    cpu = {} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node", str(processes), __file__, *sys.argv[1:]]
+    with tempfile.TemporaryDirectory() as cache:
+        store = {"MMTRANSFER_CACHE": cache}  # one for all processes
+        return subprocess.run(launcher, env=os.environ | cpu | store).returncode
+
+
+def main(
+    processes: int = 1,
+    rows: int = 640,
+    batch_size: int = 64,
+    epochs: int = 3,
+    repetitions: int = 9,
+    precision: str = "no",
+    limit: float = 0.97,
+    output: Path | None = None,
+) -> None:
+    """Compare the trainer with a loop written by hand.
+
+    Args:
+        processes: of training, on CPUs or GPUs of this machine
+        rows: of one epoch, a multiple of the batch size
+        batch_size: of one step over all processes
+        epochs: of one turn
+        repetitions: turns that count
+        precision: "no" or "bf16"
+        limit: smallest ratio of throughputs that passes
+        output: JSON file, by default benchmarks/results/overhead[_N_processes].json
+    """
+    if rows % batch_size or batch_size % processes:
+        raise ValueError(
+            f"rows must be a multiple of batch_size, and that of processes, found {rows}, "
+            f"{batch_size} and {processes}"
+        )
+    if processes > 1 and "LOCAL_RANK" not in os.environ:
+        raise SystemExit(spawn(processes))
+    join_processes()
+    data = product_rows("target/train", rows=rows)
+    options = TrainingOptions(batch_size=batch_size, precision=precision, progress=False)
+    with tempfile.TemporaryDirectory() as cache:
+        options.cache = cache if processes == 1 else None
+        full = Phase(epochs, lr=1e-3, encoder_lr=2e-4, warmup=0.0)
+        cases = {
+            "full": measure(data, full, options, loader_of, repetitions),
+            "frozen": measure(
+                data, Phase(10 * epochs, warmup=0.0), options, features_of, repetitions
+            ),
+        }
+    settings = {"processes": processes, "rows": rows, "batch_size": batch_size, "epochs": epochs}
+    settings |= {"repetitions": repetitions, "precision": precision, "limit": limit}
+    if PartialState().is_main_process:
+        results = {"versions": versions(), "hardware": hardware()}
+        results = {"benchmark": "overhead", **results, "settings": settings, "cases": cases}
+        suffix = f"_{processes}_processes" if processes > 1 else ""
+        output = output or Path(__file__).parent / "results" / f"overhead{suffix}.json"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, indent=2) + "\n")
+        print_cases(cases, f"{processes} process{'es' if processes > 1 else ''}, {precision=}")
+    end_processes()
+    if cases["full"]["ratio"] < limit:
+        raise SystemExit(1)
+
+
+def print_cases(cases: dict[str, Any], title: str) -> None:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("hand ms", "trainer ms", "hand rows/s", "trainer rows/s", "ratio", "range"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, case in cases.items():
+        both = (case["by_hand"], case["trainer"])
+        cells = [f"{side['milliseconds_per_step']:.1f}" for side in both]
+        cells += [f"{side['rows_per_second']:.0f}" for side in both]
+        cells += [f"{case['ratio']:.3f}"]
+        cells += [f"{min(case['ratios']):.3f}-{max(case['ratios']):.3f}"]
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    command(main, "overhead.py")
