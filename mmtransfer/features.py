@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,15 @@ def row_number(index: int) -> int:
 
 @dataclass(frozen=True)
 class RowContext:
-    """What may decide about training rows: seed of the run, epoch, names of the input columns."""
+    """What may decide about training rows: seed of the run, epoch, names of the input columns.
+
+    kinds: "image", "text", "audio" or None, by input column
+    """
 
     seed: int
     epoch: int
     modalities: Sequence[str]
+    kinds: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -140,7 +144,7 @@ class Batch:
     """B rows on their way to the model.
 
     inputs: per modality, encoder inputs or ready features; a modality that no row has is left out
-    targets: per task (B,); unlabelled rows hold the task's ignore value
+    targets: per task (B,), or (B, C) with soft labels; unlabelled rows hold its ignore value
     index: (B,) int64 row numbers; a negative one marks a row that only fills up the batch
     unreadable: per column, row numbers whose value could not be read and counts as missing
     """

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mmtransfer.data.mixing import Mixed, PartnerError
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.decoding import decode_image
 from mmtransfer.features import Batch, Features, Inputs, Row, RowContext, row_number
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
@@ -73,6 +76,7 @@ class Collate:
             raise ValueError(f"unknown on_error {on_error!r}.{nearest(on_error, ON_ERROR)}")
         # Only the collate functions travel to workers, not the weights.
         self.collates = {name: encoder.collate for name, encoder in encoders.items()}
+        self.kinds = {name: encoder.modality for name, encoder in encoders.items()}
         self.tasks = dict(tasks)
         self.split, self.on_error, self.methods = split, on_error, tuple(methods)
         self.augment = dict(augment or {})
@@ -80,7 +84,7 @@ class Collate:
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by running workers
 
     def __call__(self, rows: list[tuple[int, Row]]) -> Batch:
-        context = RowContext(self.seed, int(self.epoch), list(self.collates))
+        context = RowContext(self.seed, int(self.epoch), list(self.collates), self.kinds)
         for method in self.methods:
             method.on_rows(rows, context)
         unreadable: dict[str, list[int]] = {}
@@ -122,18 +126,24 @@ class Collate:
         return Inputs(values, torch.zeros(0, dtype=torch.int64))
 
     def _read(self, name: str, values: list[tuple[int, int, Any]]) -> dict[str, Tensor]:
-        if name in self.augment:
-            change = self.augment[name]
-            column = sum(name.encode())
-            raw = [
-                change(
-                    v, np.random.default_rng((self.seed, int(self.epoch), row_number(i), column))
-                )
-                for _, i, v in values
-            ]
-        else:
-            raw = [v for _, _, v in values]
-        return self.collates[name](raw)
+        return self.collates[name]([self._value(name, row_number(i), v) for _, i, v in values])
+
+    def _value(self, name: str, row: int, value: Any) -> Any:
+        """What the encoder's collate gets of a value: augmented and, if it is two, mixed."""
+        if not isinstance(value, Mixed):
+            return self._augmented(name, value, row)
+        first = decode_image(self._augmented(name, value.first, row))
+        try:
+            second = decode_image(self._augmented(name, value.second, value.partner, row))
+        except Exception as error:
+            raise PartnerError(str(error), value.partner) from error
+        return value.blend(first, second)
+
+    def _augmented(self, name: str, value: Any, *rows: int) -> Any:
+        if name not in self.augment:
+            return value
+        key = (self.seed, int(self.epoch), crc32(name.encode()), *rows)
+        return self.augment[name](value, np.random.default_rng(key))
 
     def _readable(
         self, name: str, values: list[tuple[int, int, Any]], unreadable: dict[str, list[int]]
@@ -143,7 +153,7 @@ class Collate:
             try:
                 self._read(name, [value])
             except Exception as error:
-                row = row_number(value[1])
+                row = error.row if isinstance(error, PartnerError) else row_number(value[1])
                 if self.on_error == "raise":
                     where = f"{self.split} row {row}".strip()
                     raise ReadError(

@@ -60,10 +60,10 @@ def decode_image(value: Any) -> Image.Image:
         value = Image.fromarray(value)
     if not isinstance(value, Image.Image):
         value = Image.open(_source(value, "image"))
-    value = ImageOps.exif_transpose(value)
+    value = ImageOps.exif_transpose(value)  # a copy, never the caller's own
     if value.mode.startswith("I;16"):  # convert() would clip, not scale
         value = Image.fromarray((np.asarray(value) // 257).astype(np.uint8))
-    return value.convert("RGB")
+    return value if value.mode == "RGB" else value.convert("RGB")
 
 
 def decode_audio(value: Any) -> Waveform:

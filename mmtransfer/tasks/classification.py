@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mmtransfer.registry import nearest, register_task
 from mmtransfer.tasks.base import Task
+from mmtransfer.tasks.soft import Soft, class_shares
 
 IGNORE = -100
 
@@ -73,6 +74,8 @@ class Classification(Task):
         return nn.Linear(width, len(self._classes))
 
     def encode(self, values: Sequence[Any]) -> Tensor:
+        if any(isinstance(value, Soft) for value in values):  # (B, C) shares of the classes
+            return class_shares(values, self.encode, len(self._classes), IGNORE)
         codes = {label: code for code, label in enumerate(self._classes)}
         encoded = []
         for value in values:
@@ -88,17 +91,18 @@ class Classification(Task):
         return torch.tensor(encoded, dtype=torch.int64)
 
     def labelled(self, targets: Tensor) -> Tensor:
-        return targets != IGNORE
+        return (targets if targets.ndim == 1 else targets[:, 0]) != IGNORE
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
-        return F.cross_entropy(
+        loss = F.cross_entropy(
             logits.float(),
-            targets,
+            targets if targets.ndim == 1 else targets.clamp_min(0),
             ignore_index=IGNORE,
             reduction="none",
             label_smoothing=smoothing,
         )
+        return torch.where(self.labelled(targets), loss, 0)  # it ignores no soft label
 
     def predict(self, logits: Tensor) -> list[dict[str, Any]]:
         best, code = logits.float().softmax(-1).max(-1)

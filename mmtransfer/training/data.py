@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from mmtransfer.data.augment import AUGMENTATIONS
+from mmtransfer.data.augment import build_augmentations
 from mmtransfer.data.collate import Collate, read_errors
-from mmtransfer.data.rows import NumberedRows, Rows, check_rows, column
+from mmtransfer.data.rows import NumberedRows, Rows, check_rows, column, columns_of
 from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
 from mmtransfer.data.store import FeatureStore
 from mmtransfer.features import Batch
@@ -53,6 +53,8 @@ class TrainingData:
         self.model, self.splits, self.strategy = model, dict(splits), strategy
         self.options, self.accelerator, self.progress = options, accelerator, progress
         self.stop = stop
+        kinds = {name: encoder.modality for name, encoder in model.encoders.items()}
+        self.augment = build_augmentations(options.augment, kinds, columns_of(splits["train"]))
         self.encoding_seconds, self.encoded_rows = 0.0, 0
         self.unreadable: dict[str, dict[str, set[int]]] = {}
         self.stores: dict[tuple[str, str], FeatureStore] = {}
@@ -191,18 +193,14 @@ class TrainingData:
     def _loader(self, split: str, rows: Rows, batches: Sampler[list[int]]) -> Any:
         training = isinstance(batches, TrainBatches)
         model, options = self.model, self.options
-        augment = {}
-        if training and options.augment:
-            for name, encoder in model.encoders.items():
-                if is_trainable(encoder) and encoder.modality in AUGMENTATIONS:
-                    augment[name] = AUGMENTATIONS[encoder.modality]()
+        trained = {n for n, e in model.encoders.items() if training and is_trainable(e)}
         collate = Collate(
             model.encoders,
             model.tasks,
             split=split,
             on_error=options.on_error,
             methods=self.strategy.methods if training else (),
-            augment=augment,
+            augment={n: change for n, change in self.augment.items() if n in trained},
             seed=options.seed,
             spare=self._spare() if training and self.accelerator.is_fsdp2 else None,
         )

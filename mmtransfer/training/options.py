@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmtransfer.registry import nearest
 
@@ -27,7 +28,8 @@ class TrainingOptions:
         patience: epochs of a phase without a better validation score before it ends, 0 for never
         workers: loader processes per training process
         on_error: "raise" stops at an unreadable value and names it, "missing" counts it as missing
-        augment: random changes of the training values of trainable image, text and audio encoders
+        augment: random changes of the training values of trainable encoders: true, false, or
+            `{column or modality: true, false or {option: value}}` (docs/augmentation.md)
         seed: of row order, drop-out and augmentation
         cache: directory of the feature store, by default $MMTRANSFER_CACHE or ~/.cache/mmtransfer
         checkpoint_steps: steps from one checkpoint to the next, 0 for none by steps
@@ -49,7 +51,7 @@ class TrainingOptions:
     patience: int = 0
     workers: int = 0
     on_error: str = "raise"
-    augment: bool = False
+    augment: bool | dict[str, Any] = False
     seed: int = 0
     cache: str | None = None
     checkpoint_steps: int = 0
@@ -71,3 +73,7 @@ class TrainingOptions:
         for name in ("clip", "patience", "workers", "checkpoint_steps", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if not isinstance(self.augment, bool):
+            from mmtransfer.data.augment import check_augment  # torchvision takes long to load
+
+            check_augment(self.augment)
