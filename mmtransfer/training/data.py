@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from mmtransfer.data.augment import AUGMENTATIONS
 from mmtransfer.data.collate import Collate, read_errors
 from mmtransfer.data.rows import NumberedRows, Rows, check_rows
 from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
 from mmtransfer.data.store import FeatureStore
+from mmtransfer.data.stream import Stream, as_stream, is_stream
+from mmtransfer.data.stream_batches import EvaluationStream, TrainStream, steps_of
 from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.features import stored_features
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.order import check_order, choose_order
 from mmtransfer.training.progress import Progress
 from mmtransfer.transfer.base import Strategy
 
@@ -41,12 +45,14 @@ class TrainingData:
     ) -> None:
         for split, rows in splits.items():
             check_rows(rows, model.encoders, model.tasks, split, training=split == "train")
+        check_order(splits["train"], model.tasks, options)
         self.model, self.splits, self.strategy = model, dict(splits), strategy
         self.options, self.accelerator, self.progress = options, accelerator, progress
         self.encoding_seconds, self.encoded_rows = 0.0, 0
         self.unreadable: dict[str, dict[str, set[int]]] = {}
         self.stores: dict[tuple[str, str], FeatureStore] = {}
         self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
+        self.lengths: dict[str, Tensor] = {}  # of the train rows, by column
 
     def begin_phase(self) -> None:
         """Forget the loaders, and the features of what trains now; fill the stores of the rest."""
@@ -56,17 +62,22 @@ class TrainingData:
         for split, rows in self.splits.items():
             self.stores_of(split, rows)
 
-    def train_loader(self) -> tuple[Any, TrainBatches]:
-        """A loader of this process's micro-batches, and the sampler that orders them."""
-        batches = TrainBatches(
-            len(self.splits["train"]),
-            self.options.batch_size,
-            self.options.seed,
-            self.options.accumulation,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        return self._loader("train", self.splits["train"], batches), batches
+    def train_loader(self) -> tuple[Any, TrainBatches | TrainStream]:
+        """A loader of this process's micro-batches, and what orders them and counts the steps."""
+        rows, options = self.splits["train"], self.options
+        state = self.accelerator
+        parts = (options.accumulation, state.process_index, state.num_processes)
+        batches: TrainBatches | TrainStream
+        if is_stream(rows):
+            stream = self._used(rows)
+            steps = steps_of(stream, options.batch_size, options.steps_per_epoch)
+            batches = TrainStream(
+                stream, options.batch_size, options.seed, steps, *parts, options.shuffle_buffer
+            )
+        else:
+            order = choose_order(rows, self.model, options, self.lengths)
+            batches = TrainBatches(len(rows), options.batch_size, options.seed, *parts, order)
+        return self._loader("train", rows, batches), batches
 
     def evaluation_loader(self, split: str, rows: Rows) -> Any:
         """A loader of all rows in order; for a split of the run it is made once per phase."""
@@ -75,11 +86,12 @@ class TrainingData:
             check_rows(rows, self.model.encoders, self.model.tasks, split)
         if known and split in self.loaders:
             return self.loaders[split]
-        batches = EvaluationBatches(
-            len(rows),
-            self.options.evaluation_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+        size = self.options.evaluation_batch_size
+        part = (self.accelerator.process_index, self.accelerator.num_processes)
+        batches = (
+            EvaluationStream(self._used(rows), size, *part)
+            if is_stream(rows)
+            else EvaluationBatches(len(rows), size, *part)
         )
         loader = self._loader(split, rows, batches)
         if known:
@@ -101,7 +113,9 @@ class TrainingData:
         return {s: {c: len(rows) for c, rows in cs.items()} for s, cs in found.items()}
 
     def stores_of(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
-        """The feature stores of all modalities whose encoder is frozen now."""
+        """The feature stores of all modalities whose encoder is frozen now; none of a stream."""
+        if is_stream(rows):
+            return {}  # nothing says that a row is the same when it comes again
         frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
         known = self.splits.get(split) is rows
         stores = {}
@@ -131,8 +145,13 @@ class TrainingData:
                 self.encoding_seconds += time.perf_counter() - started
         return stores
 
-    def _loader(self, split: str, rows: Rows, batches: Sampler[list[int]]) -> Any:
-        training = isinstance(batches, TrainBatches)
+    def _used(self, rows: Rows) -> Stream:
+        return as_stream(rows).select_columns([*self.model.encoders, *self.model.tasks])
+
+    def _loader(
+        self, split: str, rows: Rows, batches: Sampler[list[int]] | IterableDataset[Any]
+    ) -> Any:
+        training = isinstance(batches, TrainBatches | TrainStream)
         model, options = self.model, self.options
         augment = {}
         if training and options.augment:
@@ -148,10 +167,15 @@ class TrainingData:
             augment=augment,
             seed=options.seed,
         )
-        stores = self.stores_of(split, rows)
+        if isinstance(batches, IterableDataset):  # it makes the batches by itself
+            source: dict[str, Any] = {"dataset": batches, "batch_size": None}
+        else:
+            numbered = NumberedRows(
+                rows, [*model.encoders, *model.tasks], self.stores_of(split, rows)
+            )
+            source = {"dataset": numbered, "batch_sampler": batches}
         return DataLoader(
-            NumberedRows(rows, [*model.encoders, *model.tasks], stores),  # type: ignore[arg-type]
-            batch_sampler=batches,
+            **source,
             collate_fn=collate,
             num_workers=options.workers,
             # Forking anew each epoch makes the kernel copy every page that training touches next.

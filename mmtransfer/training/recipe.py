@@ -33,7 +33,7 @@ def train_on(
     """
     if not encoders:
         raise ValueError("no encoder is given: name one for at least one column")
-    splits = load_rows(data)
+    splits = load_rows(data, training.streaming)
     if "train" not in splits:
         raise ValueError(f"{data} has no train split; found {sorted(splits) or 'nothing'}")
     for name in tasks:

@@ -55,6 +55,7 @@ def test_evaluation_of_the_same_weights_is_exactly_the_same(results, processes):
     assert results[processes]["logits"] == results[1]["logits"]
     assert results[processes]["targets"] == results[1]["targets"]
     assert results[1]["evaluation"]["product"]["rows"] == 23
+    assert results[processes]["streamed"] == results[1]["streamed"] == results[1]["evaluation"]
 
 
 @pytest.mark.slow
