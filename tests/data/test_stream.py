@@ -121,3 +121,14 @@ def test_json_lines_of_unknown_kind_are_streamed(tmp_path):
     assert [row["y"] for row in stream.select_columns(["y"])] == [1, 0]
     assert stream.classes("y") is None
     assert len(list(islice(stream.part(0, 1, 0, 1, 4), 5))) == 2
+
+
+def test_a_hub_says_how_many_rows_a_split_has():
+    raw = make(10)
+    info = datasets.DatasetInfo(
+        features=raw.features, splits={"train": {"name": "train", "num_examples": 10}}
+    )
+    known = datasets.IterableDataset(raw._ex_iterable, info=info, split=datasets.Split.TRAIN)
+    assert Stream(raw).length is None
+    for stream in (Stream(known), with_label_names(known, "y"), Stream(known.shuffle(seed=0))):
+        assert stream.length == 10

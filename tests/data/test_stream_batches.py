@@ -111,3 +111,12 @@ def test_parts_of_a_step_must_be_equal_and_have_rows():
         TrainStream(Stream(make(10)), 10, 0, 1, 2, 0, 3)
     with pytest.raises(ValueError, match="part 3 of the 3 .* has no rows"):
         read(TrainStream(Stream(make(2, 1)), 3, 0, 2, 1, 2, 3))
+
+
+@pytest.mark.parametrize("length", [None, 200])
+def test_shards_are_mixed_whether_read_side_by_side_or_not(length):
+    """A buffer of a quarter of the rows: each batch has rows of most of eight shards."""
+    stream = Stream(make(200, 8), length)
+    found = read(TrainStream(stream, 40, 0, 5, buffer=100))
+    assert sorted(values(found)) == list(range(200))
+    assert all(len({n // 25 for n in values([batch])}) >= 4 for batch in found)

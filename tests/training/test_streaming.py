@@ -123,6 +123,7 @@ def test_what_a_stream_cannot_do_is_said_before_training(directory, tmp_path):
     strategy = Strategy([Phase(1)])
     with pytest.raises(ValueError, match="a stream cannot be read in order 'length'"):
         run(model, streams, strategy, options(order="length"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # nor is an earlier run replaced
     unknown = datasets.load_dataset(
         "parquet", data_files=str(directory / "train.parquet"), streaming=True
     )["train"]
