@@ -74,3 +74,11 @@ def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss."""
     found = results[processes][strategy]["losses"]
     assert found == pytest.approx(results[1][strategy]["losses"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_steps_of_a_stream_of_one_shard_are_the_same(results, processes):
+    found = results[processes]["stream_losses"]
+    assert len(found) == 6
+    assert found == pytest.approx(results[1]["stream_losses"], abs=1e-4)
