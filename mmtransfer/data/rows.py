@@ -8,87 +8,83 @@ from pathlib import Path
 from typing import Any
 
 from mmtransfer.data.collate import Row, Stored
+from mmtransfer.data.stream import Stream, as_stream, finer, is_stream, undecoded_rows
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.decoding import is_file
 from mmtransfer.features import row_number
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
-#: a `datasets.Dataset`, a list of dictionaries, or anything else indexed by row number
+#: a `datasets.Dataset`, a list of dictionaries, or anything else indexed by row number; where it
+#: says so also a stream: a `datasets.IterableDataset`, or a `Stream` of one
 Rows = Sequence[Mapping[str, Any]]
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
 
 
-def load_rows(source: str | Path) -> dict[str, Rows]:
+def load_rows(source: str | Path, streaming: bool = False) -> dict[str, Rows]:
     """Splits "train", "validation", "test" of a directory or hub id; those that there are.
 
     A directory holds `train.parquet`, `val.parquet`, `test.parquet` (or `train-*.parquet` shards),
     or is laid out for datasets' imagefolder.  Pictures and sounds stay undecoded.
+
+    streaming: rows that are only read in order, in particular from the hub without a download
     Raises `FileNotFoundError` when the source is a path and nothing is there.
     """
     directory = Path(source).expanduser()
-    if directory.is_file():
-        return {"train": read_parquet([directory])}
-    if not directory.is_dir():
+    if not directory.exists():
         if str(source)[:1] in "./~" or str(source).count("/") > 1:
             raise FileNotFoundError(f"no such data directory: {source}")
-        import datasets
+        return _loaded(str(source), streaming)
+    found = {"train": [directory]} if directory.is_file() else parquet_files(directory)
+    if not found:
+        return _loaded("imagefolder", streaming, data_dir=str(directory))
+    splits = {split: read_parquet(files) for split, files in found.items()}
+    if not streaming:
+        return splits
+    names_of = {split: [str(file) for file in files] for split, files in found.items()}
+    streams = _loaded("parquet", streaming, data_files=names_of)
+    lengths = {split: len(rows) for split, rows in splits.items()}
+    return {split: streams[split].with_length(count) for split, count in lengths.items()}
 
-        return _undecoded(datasets.load_dataset(str(source)))
-    splits: dict[str, Rows] = {}
+
+def parquet_files(directory: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split that a directory has."""
+    found: dict[str, list[Path]] = {}
     for split, names in SPLITS.items():
         for name in names:
             files = [
                 *sorted(directory.glob(f"{name}.parquet")),
                 *sorted(directory.glob(f"{name}-*.parquet")),
             ]
-            if files and split not in splits:
-                splits[split] = read_parquet(files)
-    if splits:
-        return splits
-    import datasets
-
-    return _undecoded(datasets.load_dataset("imagefolder", data_dir=str(directory)))
+            if files and split not in found:
+                found[split] = files
+    return found
 
 
 def read_parquet(files: list[Path]) -> Rows:
     """One data set out of parquet files, pictures and sounds undecoded."""
-    import datasets
-    import pyarrow.lib
-    import pyarrow.parquet
+    from mmtransfer.data.parquet import ParquetRows
 
-    tables = []
-    for file in files:
-        try:
-            tables.append(pyarrow.parquet.read_table(file, memory_map=True))
-        except pyarrow.lib.ArrowInvalid as error:
-            raise ValueError(f"{file} is no readable parquet file: {error}") from error
-    table = pyarrow.concat_tables(tables)
-    return _plain(datasets.Dataset(datasets.table.InMemoryTable(table)))
+    return ParquetRows(files)
 
 
-def _plain(data: Any) -> Any:
+def _loaded(source: str, streaming: bool, **options: Any) -> dict[str, Any]:
+    """The splits that datasets finds, under our names, undecoded."""
     import datasets
 
-    for name, feature in data.features.items():
-        if isinstance(feature, datasets.Image | datasets.Audio) and feature.decode:
-            # Decoding is the encoder's work: it knows rate and size, and its errors name the row.
-            data = data.cast_column(name, type(feature)(decode=False))
-    return data
-
-
-def _undecoded(found: Mapping[str, Any]) -> dict[str, Rows]:
-    splits = {}
+    found = datasets.load_dataset(source, streaming=streaming, **options)
+    splits: dict[str, Any] = {}
     for split, names in SPLITS.items():
         for name in names:
             if name in found:
-                splits[split] = _plain(found[name])
+                data = found[name]
+                splits[split] = Stream(finer(data)) if streaming else undecoded_rows(data)
                 break
     return splits
 
 
 def columns_of(rows: Rows) -> list[str]:
-    names = getattr(rows, "column_names", None)
+    names = as_stream(rows).column_names if is_stream(rows) else getattr(rows, "column_names", None)
     return list(names) if names is not None else list(dict.fromkeys(k for row in rows for k in row))
 
 
@@ -101,7 +97,7 @@ def column(rows: Rows, name: str) -> Iterable[Any]:
 
 def class_names(rows: Rows, name: str) -> list[str] | None:
     """The label names of a datasets ClassLabel column, None for any other column."""
-    return getattr(getattr(rows, "features", {}).get(name), "names", None)
+    return getattr((getattr(rows, "features", None) or {}).get(name), "names", None)
 
 
 def with_label_names(rows: Rows, name: str) -> Rows:
@@ -109,10 +105,12 @@ def with_label_names(rows: Rows, name: str) -> Rows:
     names = class_names(rows, name)
     if names is None:
         return rows
+    data: Any = as_stream(rows) if is_stream(rows) else rows
+    if hasattr(data, "with_label_names"):  # translated as they are read
+        return data.with_label_names(name)
     import datasets
 
     values = [names[v] if v is not None and v >= 0 else None for v in column(rows, name)]
-    data: Any = rows
     aside = f"{name} as names"  # a data set that lost its only column would lose its length too
     data = data.add_column(aside, values, feature=datasets.Value("string"))
     return data.remove_columns(name).rename_column(aside, name)
@@ -128,8 +126,9 @@ def check_rows(
     """Raise a `ValueError` that says what is wrong with a split before anything is computed.
 
     Checks: rows at all, the columns, a readable kind of value, labels among the classes and, for
-    training, at least one value in each input column.
+    training, at least one value in each input column.  Of a stream only the first rows are read.
     """
+    whole, rows = rows, as_stream(rows).head() if is_stream(rows) else rows
     if len(rows) == 0:
         raise ValueError(f"the {split} data has no rows")
     found = columns_of(rows)
@@ -139,7 +138,7 @@ def check_rows(
     for name, encoder in encoders.items():
         # A Stored value was read before and needs no look.
         first = next((v for v in column(rows, name) if v is not None), None)
-        if first is None and training:
+        if first is None and training and whole is rows:
             raise ValueError(
                 f"column {name!r} is missing in all {len(rows)} {split} rows: "
                 f"drop {name!r} from the encoders"
@@ -147,14 +146,21 @@ def check_rows(
         if first is not None and not isinstance(first, Stored):
             check_kind(name, encoder, first, split)
     for name, task in tasks.items():
-        values = list(column(rows, name))
         try:
             if training:
-                task.fit(values)
+                fit_task(task, whole, name)
             else:
-                task.encode(values)
+                task.encode(list(column(rows, name)))
         except ValueError as error:
             raise ValueError(f"{split} column {name!r}: {error}") from error
+
+
+def fit_task(task: Task, rows: Rows, name: str) -> None:
+    """Let a task learn what it needs from its training column."""
+    if is_stream(rows):
+        as_stream(rows).fit(task, name)
+    else:
+        task.fit(list(column(rows, name)))
 
 
 def check_kind(name: str, encoder: Encoder, value: Any, split: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from torch.utils.data import Sampler
+
+from mmtransfer.data.orders import Order, Shuffled
 
 
 def filler(index: int) -> int:
@@ -15,11 +16,15 @@ def filler(index: int) -> int:
 
 
 class TrainBatches(Sampler[list[int]]):
-    """Shuffled micro-batches of one process.
+    """Micro-batches of one process, in the rows' order of an epoch (by default shuffled).
 
     The epoch's order is cut into *global* batches of `batch_size` rows, each one optimiser step,
     and each of these into `accumulation` x `processes` parts.  So the steps hold the same rows
     whatever the number of processes; a last, smaller batch is split as evenly as it goes.
+
+    Attributes:
+        epoch: the present one
+        start: steps of the present epoch that are done already; batches begin behind them
     """
 
     def __init__(
@@ -30,14 +35,16 @@ class TrainBatches(Sampler[list[int]]):
         accumulation: int = 1,
         rank: int = 0,
         processes: int = 1,
+        order: Order | None = None,
     ) -> None:
         if batch_size < accumulation * processes:
             raise ValueError(
                 f"batch_size {batch_size} is the rows of one step over all processes; it must "
                 f"be at least accumulation x processes = {accumulation} x {processes}"
             )
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rows, self.batch_size = rows, batch_size
         self.accumulation, self.rank, self.processes = accumulation, rank, processes
+        self.order: Order = order or Shuffled(rows, seed)
         self.epoch = 0
         self.start = 0  # steps of the epoch that are done already, and are left out
 
@@ -47,12 +54,11 @@ class TrainBatches(Sampler[list[int]]):
         return math.ceil(self.rows / self.batch_size)
 
     def __len__(self) -> int:
-        return self.steps * self.accumulation
+        return max(0, self.steps - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.rows, generator=generator)
-        for batch in order.split(self.batch_size)[self.start :]:
+        order = self.order(self.epoch)[self.start * self.batch_size :]
+        for batch in order.split(self.batch_size) if len(order) else ():
             parts = batch.tensor_split(self.accumulation * self.processes)
             for part in parts[self.rank :: self.processes]:
                 yield part.tolist() or [filler(int(batch[0]))]
@@ -73,11 +79,9 @@ class EvaluationBatches(Sampler[list[int]]):
         return math.ceil(math.ceil(self.rows / self.batch_size) / self.processes)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = [list(b) for b in torch.arange(self.rows).split(self.batch_size)]
+        first = range(min(self.batch_size, self.rows))
         for k in range(
             self.start * self.processes + self.rank, len(self) * self.processes, self.processes
         ):
-            if k < len(batches):
-                yield [int(i) for i in batches[k]]
-            else:
-                yield [filler(int(i)) for i in batches[0]]
+            batch = range(k * self.batch_size, min((k + 1) * self.batch_size, self.rows))
+            yield list(batch) or [filler(i) for i in first]

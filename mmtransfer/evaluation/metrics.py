@@ -66,7 +66,8 @@ def compute_metrics(tasks: Mapping[str, Task], collected: Collected) -> dict[str
             metrics = task.metrics()
             metrics.update(logits, truth)
             with torch.no_grad():
-                loss = task.loss(logits, truth).double().mean()
+                loss = task.loss(logits, truth).double().sum()
+                loss /= task.loss_weight(truth).double().sum()
             results[name] |= {k: float(v) for k, v in metrics.compute().items()}
             results[name]["loss"] = float(loss)
     return results

@@ -41,6 +41,13 @@ class Task(Configurable):
         """Loss of each row (B,), zero where unlabelled."""
         raise NotImplementedError
 
+    def loss_weight(self, targets: Tensor) -> Tensor:
+        """(B,) float: what each row counts in the mean of the losses, zero where unlabelled.
+
+        The loss of a step is the sum of `loss` over the sum of this.
+        """
+        return self.labelled(targets).float()
+
     def predict(self, logits: Tensor) -> list[dict[str, Any]]:
         """One dictionary of plain values per row."""
         raise NotImplementedError

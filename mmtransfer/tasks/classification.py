@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mmtransfer.tasks.base import Task
 from mmtransfer.tasks.soft import Soft, class_shares
 
 IGNORE = -100
+BALANCED = "balanced"
 
 
 def unlabelled(value: Any) -> bool:
@@ -32,6 +34,9 @@ class Classification(Task):
 
     classes: labels in output order, or None to take the sorted labels of the training column
     label_smoothing: mass moved from the label to all classes (Szegedy et al., CVPR 2016)
+    class_weights: what a row of each class counts in the loss: `{class: weight}` (1 for the
+        others), a list in output order, or "balanced" for N / (C * rows of the class) in the
+        training column, as in scikit-learn; the mean loss is that of `F.cross_entropy(weight=...)`
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Classification(Task):
         classes: Sequence[Any] | None = None,
         weight: float = 1.0,
         label_smoothing: float = 0.0,
+        class_weights: str | Mapping[Any, float] | Sequence[float] | None = None,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), found {label_smoothing}")
@@ -47,6 +53,14 @@ class Classification(Task):
             twice = sorted({str(c) for c in self.classes if self.classes.count(c) > 1})
             raise ValueError(f"classes are given twice: {', '.join(twice)}")
         self.weight, self.label_smoothing = weight, label_smoothing
+        self.class_weights = class_weights
+        self._weights: Tensor | None = None  # (C,), once the classes are known
+        if isinstance(class_weights, str) and class_weights != BALANCED:
+            raise ValueError(
+                f"unknown class_weights {class_weights!r}.{nearest(class_weights, [BALANCED])}"
+            )
+        if self.classes is not None and not isinstance(class_weights, str):
+            self._weights = self._given_weights()
 
     def fit(self, values: Sequence[Any]) -> None:
         if self.classes is None:
@@ -60,7 +74,54 @@ class Classification(Task):
                 )
             found = set(labels)
             self.classes = sorted(found)
-        self.encode(values)  # a bad label shows now, not in the middle of training
+        codes = self.encode(values)  # a bad label shows now, not in the middle of training
+        if self.class_weights == BALANCED:
+            counts = torch.bincount(codes[codes != IGNORE], minlength=len(self.classes))
+            # A class that training never shows weighs like one that it shows once.
+            self._weights = counts.sum().clamp_min(1) / (len(counts) * counts.clamp_min(1))
+        else:
+            self._weights = self._given_weights()
+
+    def _given_weights(self) -> Tensor | None:
+        """(C,) weights out of the option.  Raises `ValueError` if they do not fit the classes."""
+        given = self.class_weights
+        if given is None or isinstance(given, str):
+            return None
+        if isinstance(given, Mapping):
+            codes = {str(label): code for code, label in enumerate(self._classes)}
+            weights = [1.0] * len(codes)
+            for label, weight in given.items():
+                if str(label) not in codes:  # YAML and JSON have keys of text only
+                    raise ValueError(
+                        f"class_weights names no class: {label!r}.{nearest(str(label), codes)}"
+                    )
+                weights[codes[str(label)]] = weight
+        else:
+            weights = list(given)
+        if len(weights) != len(self._classes):
+            raise ValueError(
+                f"class_weights must be {len(self._classes)} numbers, one per class, "
+                f"found {len(weights)}"
+            )
+        for weight in weights:
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"class_weights must be positive numbers, found {weight}")
+        return torch.tensor(weights)
+
+    def _known_weights(self) -> Tensor | None:
+        if self._weights is None and self.class_weights is not None:
+            if self.class_weights == BALANCED:
+                raise ValueError(
+                    "the balanced class weights are not known yet: call fit(values), or give "
+                    "class_weights as {class: weight}"
+                )
+            self._weights = self._given_weights()
+        return self._weights
+
+    def config(self) -> dict[str, Any]:
+        """The arguments, with known weights as a list: JSON has no keys but text."""
+        known = self.class_weights if self._weights is None else self._weights.tolist()
+        return {**super().config(), "class_weights": known}
 
     @property
     def _classes(self) -> list[Any]:
@@ -95,14 +156,25 @@ class Classification(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.0
+        weights = self._known_weights()
         loss = F.cross_entropy(
             logits.float(),
             targets if targets.ndim == 1 else targets.clamp_min(0),
+            weight=None if weights is None else weights.to(logits.device),
             ignore_index=IGNORE,
             reduction="none",
             label_smoothing=smoothing,
         )
         return torch.where(self.labelled(targets), loss, 0)  # it ignores no soft label
+
+    def loss_weight(self, targets: Tensor) -> Tensor:
+        weights, known = self._known_weights(), self.labelled(targets)
+        if weights is None:
+            return known.float()
+        weights = weights.to(targets.device)
+        if targets.ndim == 2:  # shares of classes
+            return targets.clamp_min(0) @ weights
+        return torch.where(known, weights[targets.clamp_min(0)], 0)
 
     def predict(self, logits: Tensor) -> list[dict[str, Any]]:
         best, code = logits.float().softmax(-1).max(-1)

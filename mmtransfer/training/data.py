@@ -12,17 +12,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from mmtransfer.data.augment import build_augmentations
 from mmtransfer.data.collate import Collate, read_errors
 from mmtransfer.data.rows import NumberedRows, Rows, check_rows, column, columns_of
 from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
 from mmtransfer.data.store import FeatureStore
+from mmtransfer.data.stream import Stream, as_stream, is_stream
+from mmtransfer.data.stream_batches import EvaluationStream, TrainStream, steps_of
 from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.features import stored_features
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.order import check_order, choose_order
 from mmtransfer.training.progress import Progress
 from mmtransfer.training.setup import windows
 from mmtransfer.training.sharding import unsharded
@@ -50,6 +53,7 @@ class TrainingData:
     ) -> None:
         for split, rows in splits.items():
             check_rows(rows, model.encoders, model.tasks, split, training=split == "train")
+        check_order(splits["train"], model.tasks, options)
         self.model, self.splits, self.strategy = model, dict(splits), strategy
         self.options, self.accelerator, self.progress = options, accelerator, progress
         self.stop = stop
@@ -59,6 +63,7 @@ class TrainingData:
         self.unreadable: dict[str, dict[str, set[int]]] = {}
         self.stores: dict[tuple[str, str], FeatureStore] = {}
         self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
+        self.lengths: dict[str, Tensor] = {}  # of the train rows, by column
 
     def begin_phase(self) -> None:
         """Forget the loaders, and the features of what trains now; fill the stores of the rest."""
@@ -74,17 +79,22 @@ class TrainingData:
         found = {name: store.statistics() for name, store in stores.items()}
         return {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in found.items()}
 
-    def train_loader(self, accumulation: int) -> tuple[Any, TrainBatches]:
-        """A loader of this process's micro-batches, and the sampler that orders them."""
-        batches = TrainBatches(
-            len(self.splits["train"]),
-            self.options.batch_size,
-            self.options.seed,
-            accumulation,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        return self._loader("train", self.splits["train"], batches), batches
+    def train_loader(self, accumulation: int) -> tuple[Any, TrainBatches | TrainStream]:
+        """A loader of this process's micro-batches, and what orders them and counts the steps."""
+        rows, options = self.splits["train"], self.options
+        state = self.accelerator
+        parts = (accumulation, state.process_index, state.num_processes)
+        batches: TrainBatches | TrainStream
+        if is_stream(rows):
+            stream = self._used(rows)
+            steps = steps_of(stream, options.batch_size, options.steps_per_epoch)
+            batches = TrainStream(
+                stream, options.batch_size, options.seed, steps, *parts, options.shuffle_buffer
+            )
+        else:
+            order = choose_order(rows, self.model, options, self.lengths)
+            batches = TrainBatches(len(rows), options.batch_size, options.seed, *parts, order)
+        return self._loader("train", rows, batches), batches
 
     def evaluation_loader(self, split: str, rows: Rows) -> Any:
         """A loader of all rows in order; for a split of the run it is made once per phase."""
@@ -93,26 +103,27 @@ class TrainingData:
             check_rows(rows, self.model.encoders, self.model.tasks, split)
         if known and split in self.loaders:
             return self.loaders[split]
-        batches = EvaluationBatches(
-            len(rows),
-            self.options.evaluation_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+        size = self.options.evaluation_batch_size
+        part = (self.accelerator.process_index, self.accelerator.num_processes)
+        batches = (
+            EvaluationStream(self._used(rows), size, *part)
+            if is_stream(rows)
+            else EvaluationBatches(len(rows), size, *part)
         )
         loader = self._loader(split, rows, batches)
         if known:
             self.loaders[split] = loader
         return loader
 
-    def windows(self, split: str, loader: Any, batches: Any, size: int) -> Iterator[list[Batch]]:
-        """The batches of a loader, `size` at a time, from `batches.start` on.
+    def windows(self, split: str, loader: Any, size: int) -> Iterator[list[Batch]]:
+        """The batches of a loader, `size` at a time, from the start that its sampler is set to.
 
         Workers that were killed are replaced, and go on with the first window that is not whole.
         What could not be read is remembered.
         """
-        if hasattr(loader.collate_fn, "epoch"):
-            loader.collate_fn.epoch.fill_(getattr(batches, "epoch", 0))
-        first, done, attempts = batches.start, 0, 0
+        batches = loader.batch_sampler or loader.dataset  # a stream makes its batches by itself
+        loader.collate_fn.epoch.fill_(getattr(batches, "epoch", 0))
+        first, done, attempts = getattr(batches, "start", None), 0, 0
         while True:
             try:
                 for window in windows(read_errors(loader), size):
@@ -125,12 +136,14 @@ class TrainingData:
                 break
             except RuntimeError as error:
                 attempts += 1
-                if "DataLoader worker" not in str(error) or attempts > WORKER_ATTEMPTS:
+                dead = "DataLoader worker" in str(error)
+                if not dead or first is None or attempts > WORKER_ATTEMPTS:
                     raise
                 self.progress.line(f"replaced killed loader workers ({first_line(error)})")
                 loader._iterator = None  # the dead ones
                 batches.start = first + done
-        batches.start = 0
+        if first is not None:
+            batches.start = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, of this process."""
@@ -159,7 +172,9 @@ class TrainingData:
         return {s: {c: len(rows) for c, rows in cs.items()} for s, cs in found.items()}
 
     def stores_of(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
-        """The feature stores of all modalities whose encoder is frozen now."""
+        """The feature stores of all modalities whose encoder is frozen now; none of a stream."""
+        if is_stream(rows):
+            return {}  # nothing says that a row is the same when it comes again
         frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
         known = self.splits.get(split) is rows
         stores = {}
@@ -190,8 +205,13 @@ class TrainingData:
                 self.encoding_seconds += time.perf_counter() - started
         return stores
 
-    def _loader(self, split: str, rows: Rows, batches: Sampler[list[int]]) -> Any:
-        training = isinstance(batches, TrainBatches)
+    def _used(self, rows: Rows) -> Stream:
+        return as_stream(rows).select_columns([*self.model.encoders, *self.model.tasks])
+
+    def _loader(
+        self, split: str, rows: Rows, batches: Sampler[list[int]] | IterableDataset[Any]
+    ) -> Any:
+        training = isinstance(batches, TrainBatches | TrainStream)
         model, options = self.model, self.options
         trained = {n for n, e in model.encoders.items() if training and is_trainable(e)}
         collate = Collate(
@@ -204,10 +224,15 @@ class TrainingData:
             seed=options.seed,
             spare=self._spare() if training and self.accelerator.is_fsdp2 else None,
         )
-        stores = self.stores_of(split, rows)
+        if isinstance(batches, IterableDataset):  # it makes the batches by itself
+            source: dict[str, Any] = {"dataset": batches, "batch_size": None}
+        else:
+            numbered = NumberedRows(
+                rows, [*model.encoders, *model.tasks], self.stores_of(split, rows)
+            )
+            source = {"dataset": numbered, "batch_sampler": batches}
         return DataLoader(
-            NumberedRows(rows, [*model.encoders, *model.tasks], stores),  # type: ignore[arg-type]
-            batch_sampler=batches,
+            **source,
             collate_fn=collate,
             num_workers=options.workers,
             # Forking anew each epoch makes the kernel copy every page that training touches next.

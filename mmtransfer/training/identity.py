@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from mmtransfer.data.rows import Rows, fingerprint_column
+from mmtransfer.data.stream import is_stream
 from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.sharding import whole
@@ -40,7 +41,7 @@ def identity(
     """What must be the same, or it would be another run: JSON text by name."""
     chosen = {k: v for k, v in asdict(options).items() if k not in (*FREE, *INEXACT)}
     targets = {}
-    if isinstance(train, Sequence) or hasattr(train, "select_columns"):
+    if not is_stream(train):
         targets = {name: fingerprint_column(train, name) for name in model.tasks}
     entries = {
         **chosen,
@@ -53,13 +54,17 @@ def identity(
     return {name: json.dumps(entry, default=str) for name, entry in entries.items()}
 
 
-def setting(options: TrainingOptions, accelerator: Accelerator) -> dict[str, Any]:
-    """What may differ; then the numbers agree to rounding and other drop-out draws only."""
-    return {name: getattr(options, name) for name in INEXACT} | {
+def setting(options: TrainingOptions, accelerator: Accelerator, train: Rows) -> dict[str, Any]:
+    """What may differ; then the numbers agree to rounding and other drop-out draws only.
+
+    A stream deals its rows to processes and workers, so that these decide about its batches, too.
+    """
+    found = {name: getattr(options, name) for name in INEXACT} | {
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "torch": str(torch.__version__),
     }
+    return found | ({"workers": options.workers} if is_stream(train) else {})
 
 
 def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

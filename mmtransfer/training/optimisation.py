@@ -122,12 +122,16 @@ class Optimisation:
         return torch.stack(losses).sum()
 
     def _labelled_rows(self, window: list[Batch]) -> dict[str, Tensor]:
-        """Per task, the labelled rows of a step over micro-batches and processes, at least 1."""
+        """Per task, what the rows of a step weigh over micro-batches and processes, 1 if none."""
         tasks = self.plain.tasks
         counts = torch.tensor(
-            [sum(int(t.labelled(b.targets[n]).sum()) for b in window) for n, t in tasks.items()]
+            [
+                sum(float(task.loss_weight(batch.targets[name]).sum()) for batch in window)
+                for name, task in tasks.items()
+            ]
         ).to(self.accelerator.device, non_blocking=True)
-        counts = self.accelerator.reduce(counts).clamp_min(1)
+        counts = self.accelerator.reduce(counts)
+        counts = torch.where(counts > 0, counts, 1)
         return dict(zip(tasks, counts, strict=True))
 
     def _absent_everywhere(self, window: list[Batch]) -> list[str]:

@@ -9,10 +9,19 @@ from mmtransfer.registry import nearest
 
 CHOICES = {
     "precision": ("no", "bf16", "fp16"),
+    "order": ("shuffled", "length", "balanced"),
     "on_error": ("raise", "missing"),
     "on_nan": ("raise", "skip"),
     "on_oom": ("raise", "halve"),
 }
+AT_LEAST_ONE = (
+    "batch_size",
+    "accumulation",
+    "evaluation_batch_size",
+    "keep_checkpoints",
+    "shuffle_buffer",
+    "steps_per_epoch",
+)
 
 
 @dataclass
@@ -26,6 +35,13 @@ class TrainingOptions:
         precision: "no", "bf16" or "fp16" (autocast; fp16 needs a GPU)
         clip: largest gradient norm, 0 for no clipping
         patience: epochs of a phase without a better validation score before it ends, 0 for never
+        order: of the training rows: "shuffled"; "length" puts rows of similar length into a batch,
+            so that less is padding; "balanced" draws rows of small classes more often
+        balance_by: the task whose classes order "balanced" looks at, by default the first
+        balance: 1 draws all classes equally often, 0.5 by the square root of their size
+        streaming: read rows only in order, from the hub without a download
+        steps_per_epoch: of a stream; by default as many as one pass of it needs
+        shuffle_buffer: rows of a stream that are mixed at a time, in each reading process
         workers: loader processes per training process
         on_error: "raise" stops at an unreadable value and names it, "missing" counts it as missing
         augment: random changes of the training values of trainable encoders: true, false, or
@@ -49,6 +65,12 @@ class TrainingOptions:
     precision: str = "no"
     clip: float = 1.0
     patience: int = 0
+    order: str = "shuffled"
+    balance_by: str | None = None
+    balance: float = 1.0
+    streaming: bool = False
+    steps_per_epoch: int | None = None
+    shuffle_buffer: int = 1000
     workers: int = 0
     on_error: str = "raise"
     augment: bool | dict[str, Any] = False
@@ -67,8 +89,12 @@ class TrainingOptions:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}.{nearest(str(value), choices)}")
-        for name in ("batch_size", "accumulation", "evaluation_batch_size", "keep_checkpoints"):
-            if getattr(self, name) < 1:
+        if self.balance_by is not None and self.order != "balanced":
+            raise ValueError(f"balance_by is for order 'balanced', found order {self.order!r}")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must lie in [0, 1], found {self.balance}")
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("clip", "patience", "workers", "checkpoint_steps", "checkpoint_minutes"):
             if getattr(self, name) < 0:

@@ -36,7 +36,7 @@ def train_on(
     chosen = {column: spec for column, spec in encoders.items() if spec}
     if not chosen:
         raise ValueError("no encoder is given: name one for at least one column")
-    splits = load_rows(data)
+    splits = load_rows(data, training.streaming)
     if "train" not in splits:
         raise ValueError(f"{data} has no train split; found {sorted(splits) or 'nothing'}")
     for name in tasks:

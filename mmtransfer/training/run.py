@@ -16,13 +16,14 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from mmtransfer.data.rows import SPLITS, Rows, check_rows, column, columns_of
+from mmtransfer.data.rows import SPLITS, Rows, check_rows, columns_of, fit_task
 from mmtransfer.encoders.base import Encoder, build_encoders
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import build_task
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.order import check_order
 from mmtransfer.training.processes import join_processes
 from mmtransfer.training.record import write_record
 from mmtransfer.training.trainer import Trainer
@@ -46,7 +47,7 @@ def build_model(
     for name, task in targets.items():
         if name not in columns_of(train):
             raise ValueError(f"the data has no column {name!r}.{nearest(name, columns_of(train))}")
-        task.fit(list(column(train, name)))
+        fit_task(task, train, name)
     return TransferModel(built, fused, targets)
 
 
@@ -74,6 +75,7 @@ def run(
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}.{nearest(split, SPLITS)}")
         check_rows(data[split], model.encoders, model.tasks, split, training=split == "train")
+    check_order(data["train"], model.tasks, options)
     if output is not None:
         clear_output(output, resume)
         write_config(output, arguments or {})

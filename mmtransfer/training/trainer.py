@@ -146,7 +146,7 @@ class Trainer:
             started = time.perf_counter()
             while self.position.step < batches.steps:
                 batches.epoch, batches.start = len(self.history), self.position.step
-                read = self.data.windows("train", loader, batches, self.accumulation)
+                read = self.data.windows("train", loader, self.accumulation)
                 try:
                     shown = self.progress.track(read, title, batches.steps, batches.start)
                     self._run_steps(shown, batches.steps)
@@ -293,7 +293,7 @@ class Trainer:
             return
         state = {
             "identity": self._identity(),
-            "setting": setting(self.options, self.accelerator),
+            "setting": self._setting(),
             "position": asdict(self.position),
             "optimisation": self.optimisation.state() if self.optimisation else None,
             "methods": [method.state_dict() for method in self.strategy.methods],
@@ -313,6 +313,9 @@ class Trainer:
 
     def _identity(self) -> dict[str, str]:
         return identity(self.model, self.strategy, self.options, self.data.splits["train"])
+
+    def _setting(self) -> dict[str, Any]:
+        return setting(self.options, self.accelerator, self.data.splits["train"])
 
     def _take_up(self) -> Checkpoint | None:
         """Weights and position of the newest checkpoint; the phase restores the rest."""
@@ -361,8 +364,8 @@ class Trainer:
         self.progress.line(f"{processes}, {batch}, precision {self.options.precision}")
         if saved is not None:
             before = saved.state("training")["setting"]
-            changed = what_changed(before, setting(self.options, self.accelerator))
-            how = f"same batches, but not the last digits ({'; '.join(changed)})"
+            changed = what_changed(before, self._setting())
+            how = f"the same plan, but not to the last digit ({'; '.join(changed)})"
             how = how if changed else "exactly as it was"
             self.progress.line(f"goes on after step {self.step} of {saved.directory.name}, {how}")
 
@@ -401,7 +404,7 @@ class Trainer:
         return collected
 
     def _until_asked(self, loader: Any, split: str) -> Iterator[Batch]:
-        for (batch,) in self.data.windows(split, loader, loader.batch_sampler, 1):
+        for (batch,) in self.data.windows(split, loader, 1):
             yield batch
             if self.stop.requested:
                 return

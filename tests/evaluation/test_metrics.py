@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss
+from torch.nn.functional import cross_entropy
 
 from mmtransfer.evaluation.metrics import Collected, compute_metrics
 from mmtransfer.tasks.classification import IGNORE, Classification
@@ -28,3 +29,14 @@ def test_metrics_equal_scikit_learn_on_the_labelled_rows():
 def test_a_task_without_labels_has_no_scores():
     collected = Collected({"y": torch.zeros(3, 2)}, {"y": torch.full((3,), IGNORE)})
     assert compute_metrics({"y": Classification("ab")}, collected) == {"y": {"rows": 0}}
+
+
+def test_the_loss_is_weighed_like_that_of_training():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 3, generator=generator)
+    targets = torch.randint(0, 3, (20,), generator=generator)
+    targets[::6] = IGNORE
+    task = Classification("abc", class_weights=[0.1, 1.0, 4.0])
+    found = compute_metrics({"y": task}, Collected({"y": logits}, {"y": targets}))
+    expected = cross_entropy(logits, targets, torch.tensor([0.1, 1.0, 4.0]), ignore_index=IGNORE)
+    assert found["y"]["loss"] == pytest.approx(float(expected), abs=1e-6)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
 from mmtransfer.tasks.base import Task, build_task
@@ -191,3 +192,86 @@ def test_metrics_are_those_of_scikit_learn(classes: int, rows: int, seed: int) -
     expected = f1_score(targets, guesses, average="macro", zero_division=0)
     assert found["f1_macro"] == pytest.approx(expected, abs=1e-6)
     assert task.score in found
+
+
+WEIGHTED = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=40).filter(
+    lambda labels: {"a", "b", "c"} <= set(labels)
+)
+
+
+@given(WEIGHTED)
+@settings(deadline=None)
+def test_balanced_class_weights_are_those_of_scikit_learn(values: list[Any]) -> None:
+    task = Classification(class_weights="balanced")
+    task.fit(values)
+    known = [value for value in values if value is not None]
+    expected = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=known)
+    assert task.config()["class_weights"] == pytest.approx(expected.tolist())
+    twin = Task.from_config(json.loads(json.dumps(task.config())))
+    targets = task.encode(values)
+    assert torch.equal(twin.loss_weight(targets), task.loss_weight(targets))
+    assert task.loss_weight(targets).sum() == pytest.approx(len(known), rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_weighted_mean_is_that_of_pytorch(smoothing: float) -> None:
+    torch.manual_seed(0)
+    weights = [0.2, 3.0, 1.0, 0.05]
+    task = Classification(list("abcd"), label_smoothing=smoothing, class_weights=weights)
+    logits, targets = torch.randn(30, 4, requires_grad=True), torch.randint(4, (30,))
+    targets[::5] = IGNORE
+    mean = task.loss(logits, targets).sum() / task.loss_weight(targets).sum()
+    expected = F.cross_entropy(
+        logits,
+        targets,
+        torch.tensor(weights),
+        ignore_index=IGNORE,
+        label_smoothing=smoothing,
+    )
+    torch.testing.assert_close(mean, expected)
+    assert task.loss_weight(targets)[::5].tolist() == [0] * 6
+
+
+def test_without_class_weights_every_labelled_row_counts_the_same() -> None:
+    task = Classification(list("ab"))
+    assert task.loss_weight(torch.tensor([0, IGNORE, 1])).tolist() == [1, 0, 1]
+    assert task.config()["class_weights"] is None
+
+
+def test_class_weights_by_name_stand_for_the_classes_given() -> None:
+    task = Classification(class_weights={"3": 2.0, 7: 0.5})  # YAML gives text, Python numbers
+    task.fit([1, 3, 7, None])
+    assert task.loss_weight(torch.tensor([0, 1, 2])).tolist() == [1.0, 2.0, 0.5]
+    twin = Task.from_config(json.loads(json.dumps(task.config())))
+    assert twin.loss_weight(torch.tensor([0, 1, 2])).tolist() == [1.0, 2.0, 0.5]
+    twin.fit([1, 3])
+    assert twin.loss_weight(torch.tensor([2])).tolist() == [0.5]
+
+
+def test_balanced_weights_follow_the_column_and_need_one() -> None:
+    task = Classification(["a", "b", "c"], class_weights="balanced")
+    with pytest.raises(ValueError, match="balanced class weights are not known yet"):
+        task.loss(torch.zeros(1, 3), torch.tensor([0]))
+    task.fit(["a", "a", "b"])
+    assert task.loss_weight(torch.tensor([0, 1, 2])).tolist() == [0.5, 1.0, 1.0]
+    task.fit(["a", "b", "c"])
+    assert task.loss_weight(torch.tensor([0, 1, 2])).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("blanced", "unknown class_weights 'blanced'. Did you mean 'balanced'"),
+        ({"appel": 2.0}, "class_weights names no class: 'appel'. Did you mean 'apple'"),
+        ([1.0], "class_weights must be 2 numbers, one per class, found 1"),
+        ([1.0, 0.0], "class_weights must be positive numbers, found 0.0"),
+        ({"pear": math.inf}, "class_weights must be positive numbers, found inf"),
+    ],
+)
+def test_class_weights_that_fit_no_classes_are_refused(weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Classification(["apple", "pear"], class_weights=weights)
+
+
+def test_the_contract_holds_with_class_weights() -> None:
+    check_task(Classification(class_weights="balanced"), ["pear", "apple", None, "pear", "plum"])

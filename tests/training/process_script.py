@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
+
 from mmtransfer.data.products import product_rows
 from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
@@ -50,8 +52,17 @@ def main(saved: str, output: str) -> None:
     trainer = Trainer(model, train, None, build_strategy("full"), options)
     collected = trainer.collect(test)
     results["evaluation"] = trainer.evaluate(test)
+    stream = datasets.Dataset.from_list(test).to_iterable_dataset(num_shards=2)
+    results["streamed"] = trainer.evaluate(stream)
     results["logits"] = {n: logits.tolist() for n, logits in collected.logits.items()}
     results["targets"] = {n: targets.tolist() for n, targets in collected.targets.items()}
+    trainer.close()
+    # one shard, shuffled as a whole: each process takes its share of every step
+    stream = datasets.Dataset.from_list(train).to_iterable_dataset(num_shards=1)
+    options = TrainingOptions(batch_size=12, steps_per_epoch=3, progress=False)
+    trainer = Trainer(model, stream, None, build_strategy("full", epochs=2), options)
+    trainer.fit()
+    results["stream_losses"] = trainer.losses
     trainer.close()
     end_processes()
     if main_process:

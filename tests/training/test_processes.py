@@ -60,6 +60,7 @@ def test_evaluation_of_the_same_weights_is_exactly_the_same(results, processes):
     assert results[processes]["logits"] == results[1]["logits"]
     assert results[processes]["targets"] == results[1]["targets"]
     assert results[1]["evaluation"]["product"]["rows"] == 23
+    assert results[processes]["streamed"] == results[1]["streamed"] == results[1]["evaluation"]
 
 
 @pytest.mark.slow
@@ -78,3 +79,11 @@ def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss."""
     found = results[processes][strategy]["losses"]
     assert found == pytest.approx(results[1][strategy]["losses"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_steps_of_a_stream_of_one_shard_are_the_same(results, processes):
+    found = results[processes]["stream_losses"]
+    assert len(found) == 6
+    assert found == pytest.approx(results[1]["stream_losses"], abs=1e-4)
