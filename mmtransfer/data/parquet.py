@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from bisect import bisect_right
 from collections import OrderedDict
@@ -112,6 +113,19 @@ class ParquetRows(Sequence[Row]):
         """The same rows with a column of class numbers as their names."""
         names = list(self.features[name].names)
         return self._changed(label_names={**self.label_names, name: names})
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def outline(self) -> str:
+        """Digest of the files' footers: count, size and statistics of every part of each column.
+
+        It takes no time whatever the size of the files, and new content hardly ever keeps it.
+        """
+        footers = [str(metadata.to_dict()) for metadata in self.metadata]
+        return hashlib.blake2b("".join(footers).encode(), digest_size=16).hexdigest()
 
     def _changed(self, **attributes: Any) -> ParquetRows:
         rows = copy(self)  # by __getstate__: with an empty cache of its own

@@ -12,7 +12,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from mmtransfer.data.parquet import ParquetRows
 from mmtransfer.data.rows import Rows, fingerprint_column
+from mmtransfer.data.stream import as_stream, is_stream
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.processes import machines
 from mmtransfer.training.surroundings import (
@@ -24,6 +26,7 @@ from mmtransfer.training.surroundings import (
 )
 
 RECORD = "run.json"
+LARGE = 2**30  # bytes from which on reading all data for its digest takes too long
 
 
 def write_record(
@@ -90,9 +93,18 @@ def script_path() -> Path | None:
 
 
 def fingerprints(data: Mapping[str, Rows], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Per split, its number of rows and a digest of each column."""
+    """Per split, its number of rows and a digest of each column.
+
+    Of parquet files beyond `LARGE` the digest is of their footers, and a stream has only a length.
+    """
     names = list(columns)
-    return {
-        split: {"rows": len(rows)} | {name: fingerprint_column(rows, name) for name in names}
-        for split, rows in data.items()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for split, rows in data.items():
+        if is_stream(rows):
+            found[split] = {"rows": as_stream(rows).length}
+        elif isinstance(rows, ParquetRows) and rows.size > LARGE:
+            found[split] = {"rows": len(rows), "footers": rows.outline()}
+        else:
+            digests = {name: fingerprint_column(rows, name) for name in names}
+            found[split] = {"rows": len(rows)} | digests
+    return found

@@ -12,8 +12,10 @@ import torch
 from accelerate import PartialState
 
 import mmtransfer
+from mmtransfer.data.parquet import ParquetRows
 from mmtransfer.data.rows import fingerprint_column
-from mmtransfer.training import surroundings
+from mmtransfer.data.stream import Stream
+from mmtransfer.training import record, surroundings
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.processes import join_processes
 from mmtransfer.training.record import fingerprints, read_record, write_record
@@ -71,6 +73,24 @@ def test_a_changed_value_changes_the_fingerprint_of_its_column_alone():
     after = fingerprints({"train": rows}, ["text", "price"])["train"]
     assert before["text"] == after["text"]
     assert before["price"] != after["price"]
+
+
+def test_large_files_are_known_by_their_footers_and_streams_by_their_length(tmp_path, monkeypatch):
+    import datasets
+
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "kind": ["x", "y", "x"]})
+    data.to_parquet(tmp_path / "a.parquet")
+    data.map(lambda row: {"kind": row["kind"] * 2}).to_parquet(tmp_path / "b.parquet")
+    monkeypatch.setattr(record, "LARGE", 10)
+    found = [
+        fingerprints({"train": ParquetRows([tmp_path / f"{name}.parquet"])}, ["text"])["train"]
+        for name in "aab"
+    ]
+    assert found[0] == found[1]
+    assert found[0]["footers"] != found[2]["footers"]
+    assert found[0]["rows"] == 3
+    stream = Stream(data.to_iterable_dataset(), length=3)
+    assert fingerprints({"train": stream}, ["text"]) == {"train": {"rows": 3}}
 
 
 def test_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
