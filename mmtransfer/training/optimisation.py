@@ -65,6 +65,9 @@ class Optimisation:
                     parameter.data = parameter.data.contiguous()
             self.model, self.optimizer = accelerator.prepare(model, inner)
 
+        # Kept, as walking over all modules for them takes as long as a small step.
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
         counts = self._labelled_rows(window)
@@ -105,7 +108,7 @@ class Optimisation:
         norm = None
         if self.options.clip or skip:
             largest = self.options.clip or float("inf")
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), largest)
+            norm = nn.utils.clip_grad_norm_(self.trained, largest)
         if not skip or norm is None:
             return torch.zeros((), device=self.accelerator.device)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -174,4 +177,6 @@ class Optimisation:
         """Take the model out of its wrapping."""
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
+        # Not free_memory(), whose garbage collection takes longer than many steps.
+        self.accelerator._models.clear()
+        self.accelerator._optimizers.clear()

@@ -126,11 +126,12 @@ class Trainer:
         resharded(self.model)
         groups = phase.apply(self.model)
         self.trained |= {name for name, p in self.model.named_parameters() if p.requires_grad}
-        self.frozen = digest_of(self.model, self.trained)
+        if self.checkpoints is not None:
+            self.frozen = digest_of(self.model, self.trained)
         if saved is None:
             self.position = Position(number)
         if not self.position.epoch and not self.position.step:
-            self.best_state |= self._trained_state()
+            self._keep_best()
         self.data.begin_phase()
         if number == 0:
             self.model.fusion.standardise(self.data.statistics())
@@ -252,8 +253,7 @@ class Trainer:
         # Of equal epochs the later one, which has seen more; without labels simply the last.
         if score >= self.best_score:
             self.best_score = score
-            self.best_state |= self._trained_state()
-            self.best_is_written = False
+            self._keep_best()
         now = self.position
         self.position = Position(
             now.phase,
@@ -261,6 +261,11 @@ class Trainer:
             best=max(now.best, score),  # of this phase: a probe's score must not end fine-tuning
             stale=0 if score > now.best else now.stale + 1,
         )
+
+    def _keep_best(self) -> None:
+        if "validation" in self.data.splits:  # else the last weights are the best
+            self.best_state |= self._trained_state()
+            self.best_is_written = False
 
     def _worn_out(self) -> bool:
         patience = self.options.patience
