@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,20 @@ class Features:
         """Features in which every token is real; a (B, D) tensor counts as one token."""
         tokens = tokens[:, None] if tokens.ndim == 2 else tokens
         return cls(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+    @classmethod
+    def of_map(cls, x: Tensor) -> Features:
+        """The cells of square feature maps (B, D, H, H) as tokens (B, H * H, D)."""
+        if x.shape[2] != x.shape[3]:
+            raise ValueError(f"feature maps must be square, found {tuple(x.shape)}")
+        return cls.of(x.flatten(2).transpose(1, 2))
+
+    def as_map(self) -> Tensor:
+        """What `of_map` was given: (B, D, H, H), in channels-last order."""
+        side = math.isqrt(self.tokens.shape[1])
+        if side * side != self.tokens.shape[1]:
+            raise ValueError(f"{self.tokens.shape[1]} tokens are no square feature map")
+        return self.tokens.transpose(1, 2).unflatten(2, (side, side))
 
     @property
     def present(self) -> Tensor:

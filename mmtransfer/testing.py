@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features
@@ -64,6 +65,7 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
                 "does padding leak, or batch norm run in training mode?",
             )
     check_stages(encoder)
+    check_cuts(encoder, samples, tolerance)
     encoder.zero_grad()
     encoder(**inputs).pooled().square().sum().backward()
     for name, parameter in encoder.named_parameters():
@@ -98,6 +100,42 @@ def check_stages(encoder: Encoder) -> None:
         for parameter in parameters:
             before = seen.setdefault(id(parameter), number)
             require(before == number, f"stages {before} and {number} share a parameter")
+
+
+def check_cuts(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4) -> None:
+    """At each of `cuts`, `above` of what `below` gives is `forward`, stored row by row too."""
+    whole = encoder(**encoder.collate(list(samples)))
+    for depth in encoder.cuts:
+        where = f"cut {depth}: "
+        require(0 < depth < len(encoder.stages), f"{where}lies between no two stages")
+        with torch.no_grad():
+            together = encoder.below(depth, **encoder.collate(list(samples)))
+            alone = [encoder.below(depth, **encoder.collate([sample])) for sample in samples]
+        rows = [f.tokens[0, f.mask[0]] for f in alone]
+        masks = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+        stored = Features(pad_sequence(rows, True), pad_sequence(masks, True))
+        for activations, what in ((together, "as they are"), (stored, "padded row by row")):
+            encoder.zero_grad()
+            found = encoder.above(depth, activations)
+            gap = float((found.pooled() - whole.pooled()).abs().max().detach())
+            require(
+                gap <= tolerance * (1 + float(whole.pooled().abs().max().detach())),
+                f"{where}above() of the activations {what} is not forward() (gap {gap:.2g})",
+            )
+            require(
+                torch.equal(found.mask.sum(1), whole.mask.sum(1)),
+                f"{where}above() of the activations {what} gives another number of real tokens",
+            )
+            found.pooled().square().sum().backward()
+            for number, stage in enumerate(encoder.stages):
+                for name, parameter in stage.named_parameters():
+                    reached = parameter.grad is not None
+                    require(
+                        reached == (number >= depth) or not parameter.requires_grad,
+                        f"{where}parameter {name!r} of stage {number} "
+                        f"{'gets a' if reached else 'gets no'} gradient from above()",
+                    )
+    encoder.zero_grad()
 
 
 def random_features(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -39,6 +39,22 @@ class Encoder(nn.Module, Configurable):
     def stages(self) -> list[nn.Module]:
         """The trainable parts from input to output; parameters in none go with the first."""
         return [child for child in self.children() if any(True for _ in child.parameters())]
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Depths d at which the encoder can be divided, below `stages[d]`; 0 < d < len(stages).
+
+        What lies below a cut is stored when it is frozen, so that partial fine-tuning skips it.
+        """
+        return ()
+
+    def below(self, depth: int, **inputs: Tensor) -> Features:
+        """Arguments of `forward` -> the activations (B, T, D') that enter `stages[depth]`."""
+        raise NotImplementedError(f"{type(self).__name__} has no cuts")
+
+    def above(self, depth: int, activations: Features) -> Features:
+        """The rest of the way: `above(d, below(d, **x))` is `forward(**x)`, for any batch."""
+        raise NotImplementedError(f"{type(self).__name__} has no cuts")
 
     def fingerprint(self) -> str:
         """Changes when weights or preprocessing do: the key of cached features."""

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
+
+from mmtransfer.features import Features
 
 
 class Waveform(NamedTuple):
@@ -119,3 +122,17 @@ def join_windows(tokens: Tensor, mask: Tensor, windows: Tensor) -> tuple[Tensor,
     chosen = windows.clamp_min(0)
     joined = torch.where(real.unsqueeze(-1), tokens[chosen], 0)  # (B, K, T, D)
     return joined.flatten(1, 2), (mask[chosen] & real).flatten(1, 2)
+
+
+def part_windows(features: Features, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The windows that `join_windows` lined up, of `size` tokens each but for a row's last one.
+
+    -> tokens (W, T, D), mask (W, T), windows (B, K)
+    """
+    size = min(size, features.tokens.shape[1])
+    short = -features.tokens.shape[1] % size
+    tokens = F.pad(features.tokens, (0, 0, 0, short)).unflatten(1, (-1, size))  # (B, K, T, D)
+    mask = F.pad(features.mask, (0, short)).unflatten(1, (-1, size))
+    real = mask.any(2)  # (B, K)
+    number = real.flatten().cumsum(0).view_as(real) - 1
+    return tokens[real], mask[real], torch.where(real, number, -1)

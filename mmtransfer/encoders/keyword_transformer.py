@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmtransfer.encoders.decoding import (
     decode_audio,
     index_windows,
     join_windows,
+    part_windows,
     split_windows,
 )
 from mmtransfer.features import Features
@@ -146,16 +148,33 @@ class KeywordTransformer(Encoder):
     def stages(self) -> list[nn.Module]:
         return [self.stem, *self.blocks]
 
-    def encode(self, samples: Tensor) -> Tensor:
+    @property
+    def cuts(self) -> Sequence[int]:
+        return range(1, len(self.stages))
+
+    def encode(self, samples: Tensor, depth: int | None = None) -> Tensor:
         """(W, 16000) samples at 16 kHz -> (W, 99, D): class token, then the 98 frames."""
         x = self.stem(self.frontend(samples))
-        for block in self.blocks:
+        for block in self.blocks[: None if depth is None else depth - 1]:
             x = block(x)
         return x
 
     def forward(self, samples: Tensor, windows: Tensor) -> Features:
         """samples (W, 16000), windows (B, K) of each row -> tokens (B, T, width)."""
-        x = self.encode(samples)
+        return self._joined(self.encode(samples), windows)
+
+    def below(self, depth: int, **inputs: Tensor) -> Features:
+        x = self.encode(inputs["samples"], depth)
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return Features(*join_windows(x, mask, inputs["windows"]))
+
+    def above(self, depth: int, activations: Features) -> Features:
+        x, _, windows = part_windows(activations, self.stem.position.shape[1])
+        for block in self.blocks[depth - 1 :]:
+            x = block(x)
+        return self._joined(x, windows)
+
+    def _joined(self, x: Tensor, windows: Tensor) -> Features:
         if self.tokens == "class":
             x = x[:, :1]
         elif self.tokens == "mean":
