@@ -136,6 +136,26 @@ class Features:
 
 
 @dataclass
+class Activations:
+    """What lies below a cut of an encoder, of the rows of a batch that have its modality.
+
+    features: (P, T, D') of the present rows only, ready to enter `stages[depth]`
+    rows: (P,) int64, as in `Inputs`
+    """
+
+    features: Features
+    depth: int
+    rows: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Activations:
+        features = self.features.to(device, non_blocking)
+        return Activations(features, self.depth, self.rows.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Activations:
+        return Activations(self.features.pin_memory(), self.depth, self.rows.pin_memory())
+
+
+@dataclass
 class Fused:
     """`vector (B, width)` for the heads and, where a fusion has them, `weights (B, M)`."""
 
@@ -158,13 +178,14 @@ torch.export.register_dataclass(Outputs)  # FSDP hangs its work on the tensors t
 class Batch:
     """B rows on their way to the model.
 
-    inputs: per modality, encoder inputs or ready features; a modality that no row has is left out
+    inputs: per modality, encoder inputs, activations within it or ready features; a modality that
+        no row has is left out
     targets: per task (B,), or (B, C) with soft labels; unlabelled rows hold its ignore value
     index: (B,) int64 row numbers; a negative one marks a row that only fills up the batch
     unreadable: per column, row numbers whose value could not be read and counts as missing
     """
 
-    inputs: dict[str, Inputs | Features]
+    inputs: dict[str, Inputs | Activations | Features]
     targets: dict[str, Tensor]
     index: Tensor
     unreadable: dict[str, list[int]] = field(default_factory=dict)

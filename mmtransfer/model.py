@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Features, Inputs, Outputs
+from mmtransfer.features import Activations, Features, Inputs, Outputs
 from mmtransfer.fusion.base import Fusion, check_column
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
@@ -50,8 +50,8 @@ class TransferModel(
         self.tasks = dict(tasks)
         self.heads = nn.ModuleDict({n: task.head(fusion.width) for n, task in tasks.items()})
 
-    def forward(self, inputs: Mapping[str, Inputs | Features], size: int) -> Outputs:
-        """Per modality an encoder's inputs or ready features, of a batch of `size` rows.
+    def forward(self, inputs: Mapping[str, Inputs | Activations | Features], size: int) -> Outputs:
+        """Encoder inputs, activations or ready features by modality, of a batch of `size` rows.
 
         What is left out is absent.  -> logits {task: (B, C)}, weights (B, M) or None.
         """
@@ -60,18 +60,24 @@ class TransferModel(
         logits = {name: head(fused.vector) for name, head in self.heads.items()}
         return Outputs(logits, fused.weights)
 
-    def encode(self, name: str, inputs: Inputs | Features | None, size: int) -> Features:
+    def encode(
+        self, name: str, inputs: Inputs | Activations | Features | None, size: int
+    ) -> Features:
         """Features of one modality for all B rows; its encoder runs on the rows that have it."""
         encoder = self.encoders[name]
         if isinstance(inputs, Features):
             return inputs
-        if inputs is None or not any(len(value) for value in inputs.values.values()):
+        if inputs is None or is_empty(inputs):
             return Features.absent(size, encoder.width, like=next(self.heads.parameters()))
         training = self.training
         if not len(inputs.rows):
             encoder.eval()  # batch norm and drop-out must not notice what belongs to no row
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trainable(encoder)):
-            features: Features = encoder(**inputs.values)
+            features: Features
+            if isinstance(inputs, Activations):
+                features = encoder.above(inputs.depth, inputs.features)
+            else:
+                features = encoder(**inputs.values)
         if not len(inputs.rows):
             self.train(training)
         if len(inputs.rows) == size:
@@ -199,6 +205,22 @@ def hold_still(module: nn.Module, batch_norm: bool) -> None:
     else:
         for child in module.children():
             hold_still(child, batch_norm)
+
+
+def is_empty(inputs: Inputs | Activations) -> bool:
+    """Whether there is nothing at all that an encoder could run on."""
+    if isinstance(inputs, Activations):
+        return not len(inputs.features.mask)
+    return not any(len(value) for value in inputs.values.values())
+
+
+def frozen_depth(encoder: Encoder) -> int:
+    """How many stages of an encoder lie below all that trains; all of them where nothing does."""
+    stages = encoder.stages
+    depth = next((d for d, stage in enumerate(stages) if is_trainable(stage)), len(stages))
+    staged = {id(p) for stage in stages for p in stage.parameters()}
+    loose = any(p.requires_grad and id(p) not in staged for p in encoder.parameters())
+    return 0 if loose else depth  # loose parameters go with the first stage
 
 
 def is_trainable(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmtransfer.data.mixing import Mixed, PartnerError
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.decoding import decode_image
-from mmtransfer.features import Batch, Features, Inputs, Row, RowContext, row_number
+from mmtransfer.features import Activations, Batch, Features, Inputs, Row, RowContext, row_number
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
@@ -44,10 +44,13 @@ class Augmentation(Protocol):
 
 
 class Stored:
-    """Ready features `(T, D)` of one row, in place of a raw value."""
+    """Ready features `(T, D)` of one row, in place of a raw value.
 
-    def __init__(self, tokens: np.ndarray) -> None:
-        self.tokens = tokens
+    depth: of activations, the stage of the encoder that they enter; 0 for features
+    """
+
+    def __init__(self, tokens: np.ndarray, depth: int = 0) -> None:
+        self.tokens, self.depth = tokens, depth
 
 
 class Collate:
@@ -102,12 +105,12 @@ class Collate:
 
     def _inputs(
         self, name: str, rows: list[tuple[int, Row]], unreadable: dict[str, list[int]]
-    ) -> Inputs | Features | None:
+    ) -> Inputs | Activations | Features | None:
         values = [(b, i, row[name]) for b, (i, row) in enumerate(rows) if row.get(name) is not None]
         if not values:
             return self._without_rows(name)
         if isinstance(values[0][2], Stored):
-            return pad_stored([(b, value.tokens) for b, _, value in values], len(rows))
+            return collate_stored([(b, value) for b, _, value in values], len(rows))
         try:
             collated = self._read(name, values)
         except Exception:
@@ -119,9 +122,11 @@ class Collate:
             values, collated = readable, self._read(name, readable)
         return Inputs(collated, torch.tensor([b for b, _, _ in values]))
 
-    def _without_rows(self, name: str) -> Inputs | None:
+    def _without_rows(self, name: str) -> Inputs | Activations | None:
         if name not in self.spare:
             return None
+        if isinstance(self.spare[name], Stored):
+            return activations([self.spare[name]], [])
         values = self.collates[name]([self.spare[name]])
         return Inputs(values, torch.zeros(0, dtype=torch.int64))
 
@@ -166,13 +171,24 @@ class Collate:
         return good
 
 
-def pad_stored(values: list[tuple[int, np.ndarray]], size: int) -> Features:
-    """Stored tokens (T_i, D) of some rows of a batch -> features of all `size` rows."""
-    width = values[0][1].shape[1]
-    empty = torch.zeros(0, width)
-    tokens = [empty] * size
-    for b, stored in values:
-        tokens[b] = torch.from_numpy(np.array(stored, dtype=np.float32))
+def collate_stored(values: list[tuple[int, Stored]], size: int) -> Activations | Features:
+    """Features of all `size` rows, or activations of those that have them."""
+    if values[0][1].depth:
+        return activations([value for _, value in values], [b for b, _ in values])
+    tokens = [np.zeros((0, values[0][1].tokens.shape[1]), np.float32)] * size
+    for b, value in values:
+        tokens[b] = value.tokens
+    return pad_tokens(tokens)
+
+
+def activations(values: list[Stored], rows: list[int]) -> Activations:
+    features = pad_tokens([value.tokens for value in values])
+    return Activations(features, values[0].depth, torch.tensor(rows, dtype=torch.int64))
+
+
+def pad_tokens(rows: list[np.ndarray]) -> Features:
+    """Tokens (T_i, D) of each row, none for an absent one -> (B, T, D)."""
+    tokens = [torch.from_numpy(np.array(row, dtype=np.float32)) for row in rows]
     lengths = torch.tensor([len(t) for t in tokens])
     padded = pad_sequence(tokens, batch_first=True)  # (B, T, D)
     return Features(padded, torch.arange(padded.shape[1]) < lengths.unsqueeze(1))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtransfer.data.collate import Row, Stored
+from mmtransfer.data.store import FeatureStore, StoredViews
 from mmtransfer.data.stream import Stream, as_stream, finer, is_stream, undecoded_rows
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.decoding import is_file
@@ -177,7 +178,10 @@ class NumberedRows:
     """Rows with their numbers, only the columns in use, stored features in place of raw values."""
 
     def __init__(
-        self, rows: Rows, columns: list[str], stored: Mapping[str, Sequence[Any]] | None = None
+        self,
+        rows: Rows,
+        columns: list[str],
+        stored: Mapping[str, FeatureStore | StoredViews] | None = None,
     ) -> None:
         self.stored = dict(stored or {})
         kept = [name for name in columns if name not in self.stored]
@@ -194,7 +198,7 @@ class NumberedRows:
         row = {name: found.get(name) for name in self.kept}
         for name, store in self.stored.items():
             tokens = store[number]
-            row[name] = None if tokens is None else Stored(tokens)
+            row[name] = None if tokens is None else Stored(tokens, store.depth)
         return index, row
 
 

@@ -6,12 +6,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-FORMAT = 1
+FORMAT = 2
+#: how numbers lie in the files, by precision; numpy knows no bfloat16
+DTYPES = {"fp32": "<f4", "fp16": "<f2", "bf16": "<i2"}
 
 
 def cache_directory(given: str | Path | None = None) -> Path:
@@ -19,35 +25,38 @@ def cache_directory(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get("MMTRANSFER_CACHE") or "~/.cache/mmtransfer").expanduser()
 
 
-def store_key(data: str, encoder: str, pooled: bool, precision: str) -> str:
-    """Name of the store of one column under one encoder."""
-    text = json.dumps([FORMAT, data, encoder, pooled, precision])
+def store_key(*identity: Any) -> str:
+    """Name of the store of what this identity describes, ready for JSON."""
+    text = json.dumps([FORMAT, *identity])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class FeatureStore(Sequence["np.ndarray | None"]):
-    """Features of the rows of one column: `store[i]` is `(T_i, D)`, or None where it is missing.
+    """Features of the rows of one column: `store[i]` is `(T_i, D)` float32, None where missing.
 
-    A directory of shards: `tokens-k.npy` (tokens of consecutive rows, one after the other, no
+    A directory of shards: `tokens-k.bin` (tokens of consecutive rows, one after the other, no
     padding) and `ends-k.npy` (where each row ends), described by `store.json`, written last.
+
+    depth: 0 for features; else the stage of the encoder that these activations enter
     Raises `FileNotFoundError` for a directory that is no complete store.
     """
 
     def __init__(self, directory: Path) -> None:
-        description = directory / "store.json"
-        if not description.is_file():
-            raise FileNotFoundError(f"{directory} holds no complete feature store")
         self.directory = directory
-        meta = json.loads(description.read_text())
-        self.width: int = meta["width"]
-        self.unreadable: list[int] = meta["unreadable"]
-        self.tokens, ends = [], []
-        for k in range(meta["shards"]):
-            tokens = directory / f"tokens-{k}.npy"
-            self.tokens.append(np.load(tokens, mmap_mode="r", allow_pickle=False))
-            ends.append(np.load(directory / f"ends-{k}.npy", allow_pickle=False))
-        self.ends = ends
-        self.first = np.cumsum([0, *(len(e) for e in ends)])  # first row of each shard
+        self.description = describe(directory)
+        self.width: int = self.description["width"]
+        self.depth: int = self.description["depth"]
+        self.precision: str = self.description["precision"]
+        self.unreadable: list[int] = self.description["unreadable"]
+        self.tokens, self.ends = [], []
+        for k, shard in enumerate(self.description["shards"]):
+            shape = (shard["tokens"], self.width)
+            dtype = np.dtype(DTYPES[self.precision])
+            path = directory / f"tokens-{k}.bin"  # an empty file cannot be mapped
+            mapped = np.memmap(path, dtype, "r", shape=shape) if all(shape) else np.empty(shape)
+            self.tokens.append(mapped)
+            self.ends.append(np.load(directory / f"ends-{k}.npy", allow_pickle=False))
+        self.first = np.cumsum([0, *(len(e) for e in self.ends)])  # first row of each shard
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
         return FeatureStore, (self.directory,)  # workers map the files, they do not copy them
@@ -62,7 +71,9 @@ class FeatureStore(Sequence["np.ndarray | None"]):
         row = index - int(self.first[shard])
         ends = self.ends[shard]
         start = int(ends[row - 1]) if row else 0
-        return self.tokens[shard][start : int(ends[row])] if ends[row] > start else None
+        if ends[row] == start:
+            return None
+        return unpacked(self.tokens[shard][start : int(ends[row])], self.precision)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (D,) and deviation (D,) of the pooled features over the rows that have them."""
@@ -75,38 +86,98 @@ class FeatureStore(Sequence["np.ndarray | None"]):
         deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0))
         return mean.astype(np.float32), deviation.astype(np.float32)
 
+    def mark_used(self) -> None:
+        """Note the time, so that what is not used for long can be removed."""
+        with suppress(OSError):  # somebody else's store
+            os.utime(self.directory / "store.json")
+
+
+class StoredViews(Sequence["np.ndarray | None"]):
+    """One store per augmentation view; rows come from the view of the epoch.
+
+    epoch: (), int64, which running loader workers see change
+    """
+
+    def __init__(self, views: Sequence[FeatureStore], epoch: torch.Tensor) -> None:
+        self.views, self.epoch = list(views), epoch
+        self.depth = self.views[0].depth
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    def __getitem__(self, index: int) -> np.ndarray | None:  # type: ignore[override]
+        return self.views[int(self.epoch) % len(self.views)][index]
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """What `store.json` says.  Raises `FileNotFoundError` where there is none that is complete."""
+    path = directory / "store.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} holds no complete feature store")
+    description: dict[str, Any] = json.loads(path.read_text())
+    return description
+
+
+def packed(tokens: np.ndarray, precision: str) -> bytes:
+    """Bytes of float32 numbers in a precision.  Raises `OverflowError` where fp16 ends."""
+    if precision == "bf16":
+        half = torch.from_numpy(np.ascontiguousarray(tokens)).to(torch.bfloat16)
+        return half.view(torch.int16).numpy().tobytes()
+    if precision == "fp16" and np.abs(tokens).max(initial=0) > np.finfo(np.float16).max:
+        raise OverflowError(
+            f"a feature is {np.abs(tokens).max():.4g}, too large for fp16: store fp32 or bf16"
+        )
+    return np.ascontiguousarray(tokens, dtype=DTYPES[precision]).tobytes()
+
+
+def unpacked(tokens: np.ndarray, precision: str) -> np.ndarray:
+    """Float32 numbers of what `packed` wrote; of fp32 the very same memory."""
+    if precision == "bf16":
+        return torch.from_numpy(np.array(tokens)).view(torch.bfloat16).float().numpy()
+    return tokens.astype(np.float32, copy=False)
+
 
 def write_shard(
-    directory: Path, shard: int, width: int, rows: Iterable[Sequence[np.ndarray | None]]
-) -> None:
-    """Write consecutive rows, in chunks of `(T_i, D)` float32 arrays or None, as one shard."""
+    directory: Path, shard: int, rows: Iterable[Sequence[np.ndarray | None]], precision: str
+) -> dict[str, Any]:
+    """Write consecutive rows, in chunks of `(T_i, D)` float32 arrays or None, as one shard.
+
+    -> what `finish_store` needs to know of it
+    """
     directory.mkdir(parents=True, exist_ok=True)
     ends: list[int] = []
     length = 0
-    raw = directory / f"tokens-{shard}.raw"
-    with raw.open("wb") as file:
+    digest = hashlib.blake2b(digest_size=16)
+    with (directory / f"tokens-{shard}.bin").open("wb") as file:
         for chunk in rows:
             for tokens in chunk:
                 if tokens is not None:
-                    file.write(np.ascontiguousarray(tokens, dtype=np.float32).tobytes())
+                    data = packed(tokens, precision)
+                    digest.update(data)
+                    file.write(data)
                     length += len(tokens)
                 ends.append(length)
-    # npy with its header in front: the size is only known now.
-    with (directory / f"tokens-{shard}.npy").open("wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (length, width)}
-        np.lib.format.write_array_header_2_0(file, header)
-        with raw.open("rb") as source:
-            shutil.copyfileobj(source, file)
-    raw.unlink()
-    np.save(directory / f"ends-{shard}.npy", np.asarray(ends, dtype=np.int64))
+        sync(file)
+    with (directory / f"ends-{shard}.npy").open("wb") as file:
+        np.save(file, np.asarray(ends, dtype=np.int64))
+        sync(file)
+    return {"rows": len(ends), "tokens": length, "digest": digest.hexdigest()}
 
 
-def finish_store(
-    directory: Path, final: Path, width: int, shards: int, unreadable: list[int]
-) -> None:
-    """Describe a directory of shards and move it to its place in one step."""
-    meta = {"width": width, "shards": shards, "unreadable": sorted(unreadable)}
-    (directory / "store.json").write_text(json.dumps(meta))
+def sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def finish_store(directory: Path, final: Path, description: Mapping[str, Any]) -> None:
+    """Describe a directory of shards and move it to its place in one step.
+
+    description: width, depth, precision, unreadable, shards, and whatever else is good to know
+    """
+    described = {"format": FORMAT, "created": time.time(), **description}
+    with (directory / "store.json").open("w") as file:
+        file.write(json.dumps(described))
+        sync(file)
     try:
         directory.rename(final)
     except OSError:

@@ -56,11 +56,18 @@ class Encoder(nn.Module, Configurable):
         """The rest of the way: `above(d, below(d, **x))` is `forward(**x)`, for any batch."""
         raise NotImplementedError(f"{type(self).__name__} has no cuts")
 
-    def fingerprint(self) -> str:
-        """Changes when weights or preprocessing do: the key of cached features."""
+    def fingerprint(self, depth: int | None = None) -> str:
+        """Changes when weights or preprocessing do: the key of cached features.
+
+        depth: of a cut; only what lies below it counts
+        """
         digest = hashlib.blake2b(digest_size=16)
         digest.update(self.identity().encode())
-        for name, tensor in self.state_dict().items():
+        upper = () if depth is None else self.stages[depth:]
+        above = {id(t) for stage in upper for t in stage.state_dict(keep_vars=True).values()}
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if id(tensor) in above:
+                continue
             digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             data = tensor.detach().cpu().contiguous()
             digest.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())

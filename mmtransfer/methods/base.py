@@ -17,6 +17,10 @@ class Method(Configurable):
     Hooks run in the order in which a strategy lists its methods.
     """
 
+    #: modalities of which `on_rows` makes other values, so that activations below a cut cannot be
+    #: stored; leaving values out is not meant
+    changes: tuple[str, ...] = ()
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this method: tensors, numbers, text, lists, dictionaries."""
         return {}

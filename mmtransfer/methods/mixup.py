@@ -38,6 +38,8 @@ class Mixing(Method):
         second; if they stay, they give the first label away
     """
 
+    changes = ("image",)
+
     def __init__(self, rate: float, alpha: float, column: str | None, alone: bool) -> None:
         if not 0 <= rate <= 1:
             raise ValueError(f"the rate of rows to mix must lie in [0, 1], found {rate}")

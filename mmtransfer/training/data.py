@@ -15,15 +15,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from mmtransfer.data.augment import build_augmentations
-from mmtransfer.data.collate import Collate, read_errors
-from mmtransfer.data.rows import NumberedRows, Rows, check_rows, column, columns_of
+from mmtransfer.data.collate import Collate, Stored, read_errors
+from mmtransfer.data.rows import (
+    NumberedRows,
+    Rows,
+    check_rows,
+    column,
+    columns_of,
+    fingerprint_column,
+)
 from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
-from mmtransfer.data.store import FeatureStore
+from mmtransfer.data.store import FeatureStore, StoredViews
 from mmtransfer.data.stream import Stream, as_stream, is_stream
 from mmtransfer.data.stream_batches import EvaluationStream, TrainStream, steps_of
 from mmtransfer.features import Batch
-from mmtransfer.model import TransferModel, is_trainable
-from mmtransfer.training.features import stored_features
+from mmtransfer.model import TransferModel, frozen_depth, is_trainable
+from mmtransfer.training.features import Extraction, stored_features
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.order import check_order, choose_order
 from mmtransfer.training.progress import Progress
@@ -61,22 +68,42 @@ class TrainingData:
         self.augment = build_augmentations(options.augment, kinds, columns_of(splits["train"]))
         self.encoding_seconds, self.encoded_rows = 0.0, 0
         self.unreadable: dict[str, dict[str, set[int]]] = {}
-        self.stores: dict[tuple[str, str], FeatureStore] = {}
+        self.stores: dict[tuple[str, str], FeatureStore | StoredViews] = {}
+        self.depths: dict[str, int | None] = {}  # by column, as `stored_depth` says
+        self.fingerprints: dict[tuple[str, str], str] = {}
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by running workers
         self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
         self.lengths: dict[str, Tensor] = {}  # of the train rows, by column
 
     def begin_phase(self) -> None:
-        """Forget the loaders, and the features of what trains now; fill the stores of the rest."""
-        changing = {name for name, e in self.model.encoders.items() if is_trainable(e)}
-        self.stores = {key: s for key, s in self.stores.items() if key[1] not in changing}
+        """Forget the loaders, and the stores of what trains now; fill those of what is frozen."""
+        before, self.depths = self.depths, self._depths()
+        kept = {
+            n for n, depth in self.depths.items() if depth is not None and depth == before.get(n)
+        }
+        self.stores = {key: store for key, store in self.stores.items() if key[1] in kept}
         self.loaders.clear()
         for split, rows in self.splits.items():
             self.stores_of(split, rows)
 
+    def _depths(self) -> dict[str, int | None]:
+        """What is stored by column: 0 features, else activations below a cut; None for nothing."""
+        depths: dict[str, int | None] = {}
+        for name, encoder in self.model.encoders.items():
+            if not is_trainable(encoder):
+                depths[name] = 0
+                continue
+            cuts = encoder.cuts if self.options.prefix_cache else ()
+            depths[name] = max((c for c in cuts if c <= frozen_depth(encoder)), default=None)
+        return depths
+
     def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean (D,) and deviation (D,) of the stored training features of each frozen encoder."""
-        stores = self.stores_of("train", self.splits["train"])
-        found = {name: store.statistics() for name, store in stores.items()}
+        found = {}
+        for name, store in self.stores_of("train", self.splits["train"]).items():
+            if not store.depth:
+                first = store.views[0] if isinstance(store, StoredViews) else store
+                found[name] = first.statistics()
         return {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in found.items()}
 
     def train_loader(self, accumulation: int) -> tuple[Any, TrainBatches | TrainStream]:
@@ -171,39 +198,59 @@ class TrainingData:
             found.setdefault(split, {}).setdefault(name, set()).update(rows)
         return {s: {c: len(rows) for c, rows in cs.items()} for s, cs in found.items()}
 
-    def stores_of(self, split: str, rows: Rows) -> dict[str, FeatureStore]:
-        """The feature stores of all modalities whose encoder is frozen now; none of a stream."""
+    def stores_of(self, split: str, rows: Rows) -> dict[str, FeatureStore | StoredViews]:
+        """The stores of all modalities whose encoder is frozen now, wholly or below a cut.
+
+        Activations are only stored of the splits of the run, which are read again and again.
+        """
         if is_stream(rows):
             return {}  # nothing says that a row is the same when it comes again
-        frozen = {n: e for n, e in self.model.encoders.items() if not is_trainable(e)}
         known = self.splits.get(split) is rows
-        stores = {}
-        for name, encoder in frozen.items():
+        stores: dict[str, FeatureStore | StoredViews] = {}
+        for name, depth in self._depths().items():
             if known and (split, name) in self.stores:
                 stores[name] = self.stores[split, name]
-                continue
+            elif depth is not None and (known or not depth):
+                views = self.options.feature_views if split == "train" else 0
+                if depth and split == "train" and self._values_change(name, views):
+                    continue
+                stores[name] = self._store(name, rows, split, depth, views, known)
+                if known:
+                    self.stores[split, name] = stores[name]
+        return stores
+
+    def _values_change(self, name: str, views: int) -> bool:
+        """Whether training rows have other values of this column in every epoch."""
+        kind = self.model.encoders[name].modality
+        mixed = any(kind in method.changes for method in self.strategy.methods)
+        return mixed or (name in self.augment and not views)
+
+    def _store(
+        self, name: str, rows: Rows, split: str, depth: int, views: int, known: bool
+    ) -> FeatureStore | StoredViews:
+        key = (split, name)
+        data = self.fingerprints.get(key) if known else None
+        data = data or fingerprint_column(rows, name)
+        if known:
+            self.fingerprints[key] = data
+        encoder, change = self.model.encoders[name], self.augment.get(name) if views else None
+        pooled = not depth and not self.model.fusion.uses_tokens
+        stores = []
+        for view in range(views if change is not None else 1):
+            wanted = Extraction(name, encoder, rows, split, data, depth, pooled, change, view)
+            title = f"{'activations' if depth else 'features'} of {name}, {split}"
+            title += f", view {view + 1}/{views}" if change is not None else ""
             started = time.perf_counter()
-            title = f"features of {name}, {split}"
             with self.progress.bar(title, len(rows)) as advance, unsharded(self.model):
                 store, encoded = stored_features(
-                    name,
-                    encoder,
-                    rows,
-                    split,
-                    not self.model.fusion.uses_tokens,
-                    self.options,
-                    self.accelerator,
-                    advance,
-                    self.stop,
+                    wanted, self.options, self.accelerator, advance, self.stop
                 )
-            stores[name] = store
-            if known:
-                self.stores[split, name] = store
+            stores.append(store)
             self.encoded_rows += encoded
             self._note_unreadable(split, {name: store.unreadable})
             if encoded:
                 self.encoding_seconds += time.perf_counter() - started
-        return stores
+        return stores[0] if change is None else StoredViews(stores, self.epoch)
 
     def _used(self, rows: Rows) -> Stream:
         return as_stream(rows).select_columns([*self.model.encoders, *self.model.tasks])
@@ -213,6 +260,7 @@ class TrainingData:
     ) -> Any:
         training = isinstance(batches, TrainBatches | TrainStream)
         model, options = self.model, self.options
+        stores = self.stores_of(split, rows)
         trained = {n for n, e in model.encoders.items() if training and is_trainable(e)}
         collate = Collate(
             model.encoders,
@@ -222,14 +270,14 @@ class TrainingData:
             methods=self.strategy.methods if training else (),
             augment={n: change for n, change in self.augment.items() if n in trained},
             seed=options.seed,
-            spare=self._spare() if training and self.accelerator.is_fsdp2 else None,
+            spare=self._spare(stores) if training and self.accelerator.is_fsdp2 else None,
         )
+        if training:
+            collate.epoch = self.epoch
         if isinstance(batches, IterableDataset):  # it makes the batches by itself
             source: dict[str, Any] = {"dataset": batches, "batch_size": None}
         else:
-            numbered = NumberedRows(
-                rows, [*model.encoders, *model.tasks], self.stores_of(split, rows)
-            )
+            numbered = NumberedRows(rows, [*model.encoders, *model.tasks], stores)
             source = {"dataset": numbered, "batch_sampler": batches}
         return DataLoader(
             **source,
@@ -241,13 +289,16 @@ class TrainingData:
             pin_memory=self.accelerator.device.type == "cuda",
         )
 
-    def _spare(self) -> dict[str, Any]:
+    def _spare(self, stores: Mapping[str, FeatureStore | StoredViews]) -> dict[str, Any]:
         """A value for each encoder that trains: with FSDP all processes must run it together."""
-        values = {
-            name: next((v for v in column(self.splits["train"], name) if v is not None), None)
-            for name, encoder in self.model.encoders.items()
-            if is_trainable(encoder)
-        }
+        values: dict[str, Any] = {}
+        for name, encoder in self.model.encoders.items():
+            if is_trainable(encoder):
+                store = stores.get(name)
+                known = column(self.splits["train"], name) if store is None else store
+                values[name] = next((value for value in known if value is not None), None)
+                if store is not None and values[name] is not None:
+                    values[name] = Stored(values[name], store.depth)
         return {name: value for name, value in values.items() if value is not None}
 
     def _note_unreadable(self, split: str, found: Mapping[str, list[int]]) -> None:

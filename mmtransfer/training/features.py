@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from mmtransfer.data.collate import Collate, read_errors
-from mmtransfer.data.rows import NumberedRows, Rows, fingerprint_column
+from mmtransfer.data.collate import Augmentation, Collate, read_errors
+from mmtransfer.data.rows import NumberedRows, Rows
 from mmtransfer.data.store import (
     FeatureStore,
     cache_directory,
@@ -28,12 +29,57 @@ from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.stop import Stopped, StopSignal
 
 
+@dataclass(frozen=True)
+class Extraction:
+    """What is computed once of a column.
+
+    data: fingerprint of its values
+    depth: 0 for the features of the whole encoder; of a cut for the activations below it
+    pooled: only the mean of a row's features
+    augment: changes the values first, as in epoch `view`
+    """
+
+    name: str
+    encoder: Encoder
+    rows: Rows
+    split: str
+    data: str
+    depth: int = 0
+    pooled: bool = False
+    augment: Augmentation | None = None
+    view: int = 0
+
+    def description(self, options: TrainingOptions, precision: str) -> dict[str, Any]:
+        """All that the numbers depend on; its digest is the name of the store."""
+        whole = () if self.depth == 0 else (self.depth,)
+        changed = None
+        if self.augment is not None:
+            changed = [options.augment, self.view, options.seed]
+        return {
+            "column": self.name,
+            "data": self.data,
+            "encoder": self.encoder.fingerprint(*whole),
+            "depth": self.depth,
+            "pooled": self.pooled,
+            "augmentation": changed,
+            "on_error": options.on_error,
+            "computed in": precision,
+            "precision": options.feature_precision,
+        }
+
+    def __call__(self, inputs: Inputs) -> Features:
+        """Encoder inputs of some rows -> what is stored of them, (P, T, D) float32."""
+        if self.depth:
+            found = self.encoder.below(self.depth, **inputs.values)
+        else:
+            found = self.encoder(**inputs.values)
+        # A mean over half-precision tokens would lose digits that the tokens still have.
+        found = Features(found.tokens.float(), found.mask)
+        return found.pool() if self.pooled else found
+
+
 def stored_features(
-    name: str,
-    encoder: Encoder,
-    rows: Rows,
-    split: str,
-    pooled: bool,
+    extraction: Extraction,
     options: TrainingOptions,
     accelerator: Accelerator,
     advance: Callable[[int], None] = lambda rows: None,
@@ -44,12 +90,9 @@ def stored_features(
     Each process encodes consecutive rows into a shard of its own; `advance` is told of progress.
     Raises `Stopped`, on all processes, when one of them is asked to stop meanwhile.
     """
-    key = store_key(
-        fingerprint_column(rows, name) + options.on_error,
-        encoder.fingerprint(),
-        pooled,
-        accelerator.mixed_precision,
-    )
+    rows = extraction.rows
+    about = extraction.description(options, str(accelerator.mixed_precision))
+    key = store_key(*about.values())
     root = cache_directory(options.cache) / "features"
     final = root / key
     # The main process decides, lest the directory appear between the looks of two processes.
@@ -59,49 +102,74 @@ def stored_features(
     final = root / str(decision[0])
     if decision[1] is None:
         advance(len(rows))
-        return FeatureStore(final), 0
+        store = FeatureStore(final)
+        store.mark_used()
+        return store, 0
     part = root / decision[1]
     ranks, rank = accelerator.num_processes, accelerator.process_index
     # Whole batches go to the processes: a batch, and so its padding, is the same for any number.
     size = options.evaluation_batch_size
     batches = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
     share = np.array_split(np.arange(len(batches)), ranks)[rank]
-    mine = [batches[i] for i in share]
-    collate = Collate({name: encoder}, {}, split=split, on_error=options.on_error)
     unreadable: list[int] = []
+    stop = stop or StopSignal()
     try:
+        width = [0]
         chunks = _encode(
-            name, encoder, rows, mine, pooled, collate, options, accelerator, advance, unreadable
+            extraction, [batches[i] for i in share], options, accelerator, unreadable, width
         )
-        stop = stop or StopSignal()
-        write_shard(part, rank, encoder.width, takewhile(lambda _: not stop.requested, chunks))
-        everywhere = gather_object([unreadable])
-        if any(gather_object([stop.requested])):
-            raise Stopped(f"stopped by SIGTERM while {name!r} was encoded: go on with --resume")
+        wanted = takewhile(lambda _: not stop.requested, _told(chunks, advance))
+        shard = write_shard(part, rank, wanted, options.feature_precision)
+        everywhere = gather_object([(shard, unreadable, width[0], stop.requested)])
+        if any(stopped for *_, stopped in everywhere):
+            raise Stopped(
+                f"stopped by SIGTERM while {extraction.name!r} was encoded: go on with --resume"
+            )
         if accelerator.is_main_process:
-            finish_store(part, final, encoder.width, ranks, [i for u in everywhere for i in u])
+            found = {
+                "shards": [shard for shard, *_ in everywhere],
+                "unreadable": sorted(i for _, rows, *_ in everywhere for i in rows),
+                "width": max(width for _, _, width, _ in everywhere) or extraction.encoder.width,
+                "encoder class": type(extraction.encoder).__name__,
+                "split": extraction.split,
+            }
+            finish_store(part, final, about | found)
         accelerator.wait_for_everyone()
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return FeatureStore(final), len(rows)
 
 
+def _told(
+    chunks: Iterator[list[np.ndarray | None]], advance: Callable[[int], None]
+) -> Iterator[list[np.ndarray | None]]:
+    for chunk in chunks:
+        advance(len(chunk))
+        yield chunk
+
+
 def _encode(
-    name: str,
-    encoder: Encoder,
-    rows: Rows,
-    mine: list[list[int]],
-    pooled: bool,
-    collate: Collate,
+    extraction: Extraction,
+    batches: list[list[int]],
     options: TrainingOptions,
     accelerator: Accelerator,
-    advance: Callable[[int], None],
     unreadable: list[int],
+    width: list[int],
 ) -> Iterator[list[np.ndarray | None]]:
-    """Chunks of one `(T_i, D)` array, or None, per row."""
+    """Chunks of one `(T_i, D)` array, or None, per row; notes D and what could not be read."""
+    name, encoder = extraction.name, extraction.encoder
+    collate = Collate(
+        {name: encoder},
+        {},
+        split=extraction.split,
+        on_error=options.on_error,
+        augment={} if extraction.augment is None else {name: extraction.augment},
+        seed=options.seed,
+    )
+    collate.epoch.fill_(extraction.view)
     loader: Any = torch.utils.data.DataLoader(
-        NumberedRows(rows, [name]),  # type: ignore[arg-type]
-        batch_sampler=mine,
+        NumberedRows(extraction.rows, [name]),  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=collate,
         num_workers=options.workers,
         generator=torch.Generator(),  # encoding must not move the random state of training
@@ -115,15 +183,11 @@ def _encode(
             chunk: list[np.ndarray | None] = [None] * len(batch)
             inputs = batch.inputs.get(name)
             if isinstance(inputs, Inputs):
-                inputs = inputs.to(accelerator.device, non_blocking=True)
-                features = encoder(**inputs.values)
-                # A mean over half-precision tokens would lose digits that the tokens still have.
-                features = Features(features.tokens.float(), features.mask)
-                features = features.pool() if pooled else features
+                features = extraction(inputs.to(accelerator.device, non_blocking=True))
+                width[0] = features.width
                 tokens = features.tokens.cpu().numpy()
                 mask = features.mask.cpu().numpy()
                 for k, b in enumerate(inputs.rows.tolist()):
                     chunk[b] = tokens[k][mask[k]]
-            advance(len(batch))
             yield chunk
     encoder.train(training)

@@ -9,6 +9,7 @@ from mmtransfer.registry import nearest
 
 CHOICES = {
     "precision": ("no", "bf16", "fp16"),
+    "feature_precision": ("fp32", "fp16", "bf16"),
     "order": ("shuffled", "length", "balanced"),
     "on_error": ("raise", "missing"),
     "on_nan": ("raise", "skip"),
@@ -21,6 +22,14 @@ AT_LEAST_ONE = (
     "keep_checkpoints",
     "shuffle_buffer",
     "steps_per_epoch",
+)
+NOT_NEGATIVE = (
+    "clip",
+    "patience",
+    "workers",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "feature_views",
 )
 
 
@@ -48,6 +57,10 @@ class TrainingOptions:
             `{column or modality: true, false or {option: value}}` (docs/augmentation.md)
         seed: of row order, drop-out and augmentation
         cache: directory of the feature store, by default $MMTRANSFER_CACHE or ~/.cache/mmtransfer
+        feature_precision: in which features are stored: "fp32", "fp16" or "bf16"
+        feature_views: augmented versions of each training row that are stored and taken in turn,
+            epoch by epoch, of columns that `augment` names; 0 to store them as they are
+        prefix_cache: of an encoder whose upper stages train, store the activations below them
         checkpoint_steps: steps from one checkpoint to the next, 0 for none by steps
         checkpoint_minutes: minutes from one checkpoint to the next, 0 for none by time
         keep_checkpoints: how many stay
@@ -76,6 +89,9 @@ class TrainingOptions:
     augment: bool | dict[str, Any] = False
     seed: int = 0
     cache: str | None = None
+    feature_precision: str = "fp32"
+    feature_views: int = 0
+    prefix_cache: bool = True
     checkpoint_steps: int = 0
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
@@ -96,9 +112,14 @@ class TrainingOptions:
         for name in AT_LEAST_ONE:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("clip", "patience", "workers", "checkpoint_steps", "checkpoint_minutes"):
+        for name in NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.feature_views and not self.augment:
+            raise ValueError(
+                f"feature_views are augmented versions, found {self.feature_views} and no augment: "
+                "set augment too"
+            )
         if not isinstance(self.augment, bool):
             from mmtransfer.data.augment import check_augment  # torchvision takes long to load
 

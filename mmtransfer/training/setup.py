@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,6 +30,8 @@ from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.transfer.base import Phase
+
+SETTLING_SECONDS = 0.2
 
 
 def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerator:
@@ -96,6 +100,11 @@ def end_processes() -> None:
     """Last line of a script: all processes leave together, as gloo aborts otherwise."""
     state = PartialState()
     state.wait_for_everyone()
+    if state.num_processes > 1:
+        # A DistributedDataParallel that dies last joins gloo's threads while it holds Python's
+        # lock; they need that lock to let go of the tensors of the last collective: a deadlock.
+        gc.collect()
+        time.sleep(SETTLING_SECONDS)
     state.destroy_process_group()
 
 

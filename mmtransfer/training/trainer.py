@@ -382,6 +382,8 @@ class Trainer:
         """After a SIGTERM: a checkpoint, and out, on all processes together."""
         if self.optimisation is not None:
             self.checkpoint()
+            self.optimisation.release()
+            self.optimisation = None
         kept = "go on with --resume" if self.checkpoints else "without an output nothing is kept"
         message = f"stopped by SIGTERM after step {self.step}: {kept}"
         raise Stopped(message)

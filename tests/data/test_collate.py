@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmtransfer.data.augment import AugmentAudio, AugmentImage, AugmentText
-from mmtransfer.data.collate import Collate, ReadError, Stored, pad_stored
+from mmtransfer.data.collate import Collate, ReadError, Stored, collate_stored
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.encoders.decoding import decode_audio, decode_image
 from mmtransfer.features import Features
@@ -96,7 +96,7 @@ def test_fillers_count_for_no_task(encoders):
 
 def test_stored_features_take_the_place_of_inputs():
     stored = {0: np.ones((2, 3), np.float32), 2: np.full((1, 3), 5, np.float32)}
-    features = pad_stored(list(stored.items()), 3)
+    features = collate_stored([(b, Stored(tokens)) for b, tokens in stored.items()], 3)
     assert isinstance(features, Features)
     assert features.mask.tolist() == [[True, True], [False, False], [True, False]]
     assert torch.equal(features.pooled()[2], torch.full((3,), 5.0))

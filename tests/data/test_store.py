@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from mmtransfer.data.store import FeatureStore, finish_store, write_shard
 
 
-def build(root, shards, width, name="store"):
+def build(root, shards, width, name="store", precision="fp32"):
     part = root / f"{name}.part"
-    for k, rows in enumerate(shards):
-        write_shard(part, k, width, [rows[:2], rows[2:]])
-    finish_store(part, root / name, width, len(shards), [])
+    written = [write_shard(part, k, [r[:2], r[2:]], precision) for k, r in enumerate(shards)]
+    finish_store(part, root / name, description(width, written, precision))
     return FeatureStore(root / name)
+
+
+def description(width, shards, precision="fp32"):
+    entries = {"width": width, "depth": 0, "precision": precision, "unreadable": []}
+    return entries | {"shards": shards}
 
 
 @settings(max_examples=25, deadline=None)
@@ -51,15 +55,15 @@ def test_statistics_are_those_of_the_pooled_rows_that_are_there(tmp_path):
 
 
 def test_an_unfinished_store_is_none(tmp_path):
-    write_shard(tmp_path / "half", 0, 3, [[np.ones((1, 3), np.float32)]])
+    write_shard(tmp_path / "half", 0, [[np.ones((1, 3), np.float32)]], "fp32")
     with pytest.raises(FileNotFoundError, match="no complete feature store"):
         FeatureStore(tmp_path / "half")
 
 
 def test_two_builders_of_one_store_end_with_one(tmp_path):
     first = build(tmp_path, [[np.ones((1, 2), np.float32)]], 2)
-    write_shard(tmp_path / "late.part", 0, 2, [[np.zeros((1, 2), np.float32)]])
-    finish_store(tmp_path / "late.part", first.directory, 2, 1, [])
+    late = write_shard(tmp_path / "late.part", 0, [[np.zeros((1, 2), np.float32)]], "fp32")
+    finish_store(tmp_path / "late.part", first.directory, description(2, [late]))
     assert np.array_equal(FeatureStore(first.directory)[0], np.ones((1, 2)))
     assert not (tmp_path / "late.part").exists()
 
