@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,12 +94,12 @@ def test_a_killed_worker_is_replaced_in_a_streamed_evaluation(directory, capsys)
     stream = load_rows(directory, streaming=True)["test"]
     expected, calls, plain = trainer.evaluate(whole["test"]), 0, model.forward
 
-    def forward(batch):
+    def forward(*batch):
         nonlocal calls
         calls += 1
         if calls == 2:
             multiprocessing.active_children()[-1].kill()
-        return plain(batch)
+        return plain(*batch)
 
     model.forward = forward
     capsys.readouterr()
