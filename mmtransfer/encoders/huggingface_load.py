@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 from mmtransfer.encoders.huggingface_stages import layout_of
@@ -123,4 +124,21 @@ def strip(model: Any) -> Any:
         for name in ("layerdrop", "encoder_layerdrop"):
             if getattr(holder, name, None):
                 setattr(holder, name, 0.0)
+    position = getattr(getattr(model, "encoder", None), "pos_conv_embed", None)
+    if position is not None:
+        model.encoder.dropout = FollowingDropout(model.encoder.dropout.p, position)
     return model
+
+
+class FollowingDropout(nn.Dropout):
+    """Drop-out that is on where `leader` trains: wav2vec 2.0 drops right behind its stem.
+
+    What a frozen stem gives must not change from step to step.
+    """
+
+    def __init__(self, p: float, leader: nn.Module) -> None:
+        super().__init__(p)
+        self.leader = (leader,)  # in a tuple, so that its parameters stay where they are
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout(input, self.p, self.leader[0].training)
