@@ -14,6 +14,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from mmtransfer.encoders.base import Encoder, build_encoder
+from mmtransfer.fusion.concat import ConcatFusion
+from mmtransfer.model import TransferModel
+from mmtransfer.tasks.classification import Classification
 from mmtransfer.testing import check_encoder
 
 Maker = Callable[..., bytes]
@@ -50,6 +53,17 @@ def test_a_saved_encoder_comes_back(
         first, second = encoder(**ours), twin(**again)
     assert torch.equal(first.tokens, second.tokens)
     assert torch.equal(first.mask, second.mask)
+    assert twin.fingerprint() == encoder.fingerprint()
+
+
+def test_a_saved_model_has_the_same_encoder(kind: Any, values: list[Any], tmp_path: Path) -> None:
+    encoder = build_encoder(kind.spec)
+    fusion, tasks = ConcatFusion({"x": encoder.width}, 4), {"y": Classification(["a", "b"])}
+    TransferModel({"x": encoder}, fusion, tasks).save_pretrained(tmp_path)
+    twin = TransferModel.from_pretrained(tmp_path).encoders["x"]
+    inputs = encoder.eval().collate(values)
+    with torch.no_grad():
+        assert torch.equal(encoder(**inputs).tokens, twin(**inputs).tokens)
     assert twin.fingerprint() == encoder.fingerprint()
 
 

@@ -13,6 +13,7 @@ from mmtransfer.features import Features
 from mmtransfer.testing import check_cuts
 
 WITHOUT_CUTS = ("wavlm-layer", "wavlm-group")
+WITH_DROP_OUT = ("bert", "roberta", "distilbert", "wav2vec2-layer", "wav2vec2-group")
 
 
 def test_stages_cover_every_parameter_from_input_to_output(kind: Any, values: list[Any]) -> None:
@@ -68,7 +69,7 @@ def test_nothing_above_a_cut_is_computed(kind: Any, values: list[Any]) -> None:
         assert set(ran) == set(range(depth, len(encoder.stages)))
 
 
-def test_drop_out_is_that_of_forward(kind: Any, values: list[Any]) -> None:
+def test_drop_out_above_a_cut_is_that_of_forward(kind: Any, values: list[Any]) -> None:
     encoder = build_encoder(kind.spec)
     inputs = encoder.collate(values)
     for depth in encoder.cuts:
@@ -85,6 +86,9 @@ def test_drop_out_is_that_of_forward(kind: Any, values: list[Any]) -> None:
         whole = encoder(**inputs)
         real = whole.mask.unsqueeze(-1)
         torch.testing.assert_close(found.tokens * real, whole.tokens * real)
+        if kind.name in WITH_DROP_OUT and depth < kind.family.stages - 1:
+            calm = encoder.eval()(**inputs).tokens
+            assert (calm - whole.tokens)[whole.mask].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["wav2vec2-layer", "wav2vec2-group", "hubert-group", "whisper"])
