@@ -55,7 +55,7 @@ _STABLE = _WAV2VEC2._replace(
 LAYOUTS: dict[str, Layout] = {
     "vit": _VIT,
     "deit": _VIT,
-    "dinov2": Layout(("embeddings",), "encoder.layer", ("layernorm",)),
+    "dinov2": Layout(("embeddings",), "encoder.layer", ("layernorm",), flow="bare"),
     "swin": Layout(
         ("embeddings",),
         "encoder.layers",
@@ -176,9 +176,10 @@ def _run(model: Any, flow: str, blocks: list[nn.Module], x: Tensor, mask: Tensor
     """Run blocks as the model itself would.
 
     flow: "maps" for x (B, D, H, W); for x (B, T, D) and mask (B, T) or None, which is all True:
-        "tokens" (any may look at any), "causal", "grid" (T square cells), "rotary" (ModernBERT)
+        "tokens" (any may look at any), "bare" (so too, but blocks of some versions take no mask),
+        "causal", "grid" (T square cells), "rotary" (ModernBERT)
     """
-    if flow == "maps":
+    if flow in ("maps", "bare"):
         for part in (p for block in blocks for p in parts_of(block)):
             x = part(x)
         return x
