@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mmtransfer.features import Batch, Inputs, Outputs
+from mmtransfer.features import Activations, Batch, Inputs, Outputs
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.setup import rate_curve, synchronise_batch_norm
@@ -146,7 +146,9 @@ class Optimisation:
             return []
         names = [name for name, encoder in self.plain.encoders.items() if is_trainable(encoder)]
         parts = [[batch.inputs.get(name) for batch in window] for name in names]
-        counts = [sum(len(p.rows) for p in ps if isinstance(p, Inputs)) for ps in parts]
+        counts = [
+            sum(len(p.rows) for p in ps if isinstance(p, Inputs | Activations)) for ps in parts
+        ]
         found = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device))
         return [name for name, count in zip(names, found.tolist(), strict=True) if not count]
 
