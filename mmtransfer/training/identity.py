@@ -32,7 +32,7 @@ FREE = (
     "on_oom",
 )
 #: options whose change leaves the course of training, but not its last digits
-INEXACT = ("accumulation", "precision")
+INEXACT = ("accumulation", "precision", "compile")
 
 
 def identity(
