@@ -32,7 +32,7 @@ FREE = (
     "on_oom",
 )
 #: options whose change leaves the course of training, but not its last digits
-INEXACT = ("accumulation", "precision", "feature_precision", "prefix_cache")
+INEXACT = ("accumulation", "precision", "feature_precision", "prefix_cache", "compile")
 
 
 def identity(
