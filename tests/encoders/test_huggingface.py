@@ -40,9 +40,12 @@ def test_the_contract_holds(kind: Any, values: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("pool", ["none", "mean", "first"])
+@pytest.mark.parametrize("name", ["vit", "siglip-text", "wav2vec2-group", "whisper"])
 def test_a_saved_encoder_comes_back(
-    kind: Any, values: list[Any], pool: str, tmp_path: Path
+    name: str, pool: str, made: Callable[[str], Any], samples: Callable[[Any], Any], tmp_path: Path
 ) -> None:
+    kind = made(name)
+    values = samples(kind)
     encoder = build_encoder(kind.spec, pool=pool).eval()
     encoder.save(tmp_path)
     twin = Encoder.load(tmp_path).eval()
@@ -84,9 +87,11 @@ def test_pools_are_views_of_the_tokens(kind: Any, values: list[Any], plain: Plai
     assert len(marks) == 2
 
 
+@pytest.mark.parametrize("name", ["vit", "clip-text", "bert", "wav2vec2-layer", "whisper"])
 def test_nothing_is_taken_from_the_network(
-    kind: Any, values: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    kind = made(name)
     asked: list[Any] = []
 
     def refuse(*where: Any, **_: Any) -> Any:
