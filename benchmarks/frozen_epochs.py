@@ -150,6 +150,7 @@ def main(
         pick = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))
         data = [dict(loaded[int(i)]) for i in pick[:rows]]
     model = build_model(encoders or TINY, TASKS, data, "gated", 256)
+    fit(model, data[:64], Phase(1), None)  # the first pass of a process is slower
     cases = {"probe": probe(model, data, epochs), "prefix": prefix(model, data, prefix_epochs)}
     what = {n: type(e).__name__ for n, e in model.encoders.items()} | {"real": bool(encoders)}
     settings = {"encoders": what, "rows": len(data), "epochs": epochs}
