@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,8 @@ def load_rows(source: str | Path, streaming: bool = False) -> dict[str, Rows]:
     found = {"train": [directory]} if directory.is_file() else parquet_files(directory)
     if not found:
         return _loaded("imagefolder", streaming, data_dir=str(directory))
-    splits = {split: read_parquet(files) for split, files in found.items()}
-    if not streaming:
-        return splits
-    names_of = {split: [str(file) for file in files] for split, files in found.items()}
-    streams = _loaded("parquet", streaming, data_files=names_of)
-    lengths = {split: len(rows) for split, rows in splits.items()}
-    return {split: streams[split].with_length(count) for split, count in lengths.items()}
+    read = stream_parquet if streaming else read_parquet
+    return {split: read(files) for split, files in found.items()}
 
 
 def parquet_files(directory: Path) -> dict[str, list[Path]]:
@@ -67,6 +63,31 @@ def read_parquet(files: list[Path]) -> Rows:
     from mmtransfer.data.parquet import ParquetRows
 
     return ParquetRows(files)
+
+
+def stream_parquet(files: list[Path]) -> Any:
+    """A `Stream` of the rows, columns and kinds that `read_parquet` gives."""
+    import datasets
+
+    from mmtransfer.data.parquet import STREAMED, ParquetRows
+
+    rows = ParquetRows(files)
+    pairs = list(zip(rows.files, rows.metadata, strict=True))
+    used = [(file, footer) for file, footer in pairs if footer.num_rows] or pairs[:1]
+    data = datasets.load_dataset(
+        "parquet",
+        split="train",
+        streaming=True,
+        data_files=[escape(str(file)) for file, _ in used],
+        features=datasets.Features(rows.features),
+        batch_size=STREAMED,  # by default that of the first row group, which may be empty
+    )
+    shards, sizes = data, [footer.num_rows for _, footer in used]
+    if len(rows):
+        shards = finer(data)
+    if shards is not data:
+        sizes = [f.row_group(k).num_rows for _, f in used for k in range(f.num_row_groups)]
+    return Stream(shards, sizes=sizes)
 
 
 def _loaded(source: str, streaming: bool, **options: Any) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class TrainingData:
         """
         batches = loader.batch_sampler or loader.dataset  # a stream makes its batches by itself
         loader.collate_fn.epoch.fill_(getattr(batches, "epoch", 0))
-        first, done, attempts = getattr(batches, "start", None), 0, 0
+        first, done, attempts = batches.start, 0, 0
         while True:
             try:
                 for window in windows(read_errors(loader), size):
@@ -164,13 +164,12 @@ class TrainingData:
             except RuntimeError as error:
                 attempts += 1
                 dead = "DataLoader worker" in str(error)
-                if not dead or first is None or attempts > WORKER_ATTEMPTS:
+                if not dead or attempts > WORKER_ATTEMPTS:
                     raise
                 self.progress.line(f"replaced killed loader workers ({first_line(error)})")
                 loader._iterator = None  # the dead ones
                 batches.start = first + done
-        if first is not None:
-            batches.start = 0
+        batches.start = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, of this process."""
