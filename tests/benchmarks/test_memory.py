@@ -38,7 +38,8 @@ def test_the_peak_is_seen(memory):
     sampler = memory.Sampler()
     sampler.start()
     before = memory.status("RssAnon")
-    held = mmap.mmap(-1, 2**25)  # not memory that an allocator had before
+    # Not memory that an allocator had before.
+    held = mmap.mmap(-1, 2**25, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     held.write(b"1" * len(held))
     time.sleep(0.5)
     sampler.done.set()
