@@ -233,22 +233,27 @@ def fingerprint_column(rows: Rows, name: str) -> str:
 
 
 def _parts(value: Any) -> Iterable[bytes]:
+    """Bytes that tell a value from all others, of whatever type."""
     if isinstance(value, Mapping):
         if value.get("bytes") is not None:
-            return [value["bytes"]]
-        return [part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))]
+            return _parts(value["bytes"])
+        return [
+            b"{",
+            *(part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))),
+            b"}",
+        ]
     if isinstance(value, bytes):
-        return [value]
+        return [b"bytes", value]
     if isinstance(value, str | Path):
         if not is_file(value):
-            return [str(value).encode()]
+            return [b"str", str(value).encode()]
         found = Path(value).stat()
-        return [str(value).encode(), f"{found.st_size} {found.st_mtime_ns}".encode()]
+        return [b"file", str(value).encode(), f"{found.st_size} {found.st_mtime_ns}".encode()]
     if isinstance(value, list | tuple):
         return [b"[", *(part for item in value for part in _parts(item)), b"]"]
     if hasattr(value, "tobytes") or hasattr(value, "numpy"):  # arrays, tensors, pictures
         kind = (getattr(value, "dtype", None), getattr(value, "mode", None))
         shape = getattr(value, "shape", None) or getattr(value, "size", None)
         raw = value if hasattr(value, "tobytes") else value.detach().cpu().numpy()
-        return [f"{kind} {shape}".encode(), raw.tobytes()]
-    return [repr(value).encode()]
+        return [b"array", f"{kind} {shape}".encode(), raw.tobytes()]
+    return [type(value).__name__.encode(), repr(value).encode()]

@@ -38,7 +38,8 @@ class FeatureStore(Sequence["np.ndarray | None"]):
     padding) and `ends-k.npy` (where each row ends), described by `store.json`, written last.
 
     depth: 0 for features; else the stage of the encoder that these activations enter
-    Raises `FileNotFoundError` for a directory that is no complete store.
+    Raises `FileNotFoundError` for a directory that is no complete store, `ValueError` for one whose
+    files are not as they were written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -52,10 +53,17 @@ class FeatureStore(Sequence["np.ndarray | None"]):
         for k, shard in enumerate(self.description["shards"]):
             shape = (shard["tokens"], self.width)
             dtype = np.dtype(DTYPES[self.precision])
-            path = directory / f"tokens-{k}.bin"  # an empty file cannot be mapped
-            mapped = np.memmap(path, dtype, "r", shape=shape) if all(shape) else np.empty(shape)
+            path = directory / f"tokens-{k}.bin"
+            found, expected = path.stat().st_size, dtype.itemsize * shape[0] * shape[1]
+            if found != expected:
+                raise ValueError(f"{path} has {found} bytes, expected {expected}")
+            # An empty file cannot be mapped.
+            mapped = np.memmap(path, dtype, "r", shape=shape) if expected else np.empty(shape)
             self.tokens.append(mapped)
-            self.ends.append(np.load(directory / f"ends-{k}.npy", allow_pickle=False))
+            ends = np.load(directory / f"ends-{k}.npy", allow_pickle=False)
+            if len(ends) != shard["rows"] or (len(ends) and ends[-1] != shard["tokens"]):
+                raise ValueError(f"ends-{k}.npy in {directory} does not fit its rows")
+            self.ends.append(ends)
         self.first = np.cumsum([0, *(len(e) for e in self.ends)])  # first row of each shard
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
@@ -107,6 +115,15 @@ class StoredViews(Sequence["np.ndarray | None"]):
 
     def __getitem__(self, index: int) -> np.ndarray | None:  # type: ignore[override]
         return self.views[int(self.epoch) % len(self.views)][index]
+
+
+def is_sound(directory: Path) -> bool:
+    """Whether a store is complete and its files have the sizes that they were written with."""
+    try:
+        FeatureStore(directory)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -178,9 +195,15 @@ def finish_store(directory: Path, final: Path, description: Mapping[str, Any]) -
     with (directory / "store.json").open("w") as file:
         file.write(json.dumps(described))
         sync(file)
+    if final.exists() and not is_sound(final):
+        shutil.rmtree(final)
     try:
         directory.rename(final)
     except OSError:
-        if not (final / "store.json").is_file():
+        if not is_sound(final):
             raise
         shutil.rmtree(directory)  # another run finished the same store first
+        return
+    folder = os.open(final.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

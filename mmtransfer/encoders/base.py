@@ -158,8 +158,13 @@ def build_encoder(spec: str | Encoder, **options: Any) -> Encoder:
             check_options(factory.from_pretrained, options, f"encoder {name!r}")
             encoder = factory.from_pretrained(argument, **options)
         else:
-            if argument:
-                raise ValueError(f"encoder {name!r} takes no argument, found {argument!r}")
+            if argument:  # then a module of that name is meant, if anything
+                try:
+                    factory = import_class(f"{name}:{argument}")
+                except ValueError as error:
+                    raise ValueError(
+                        f"encoder {name!r} takes no argument, found {argument!r} ({error})"
+                    ) from error
             check_options(factory, options, f"encoder {name!r}")
             encoder = factory(**options)
     elif argument:

@@ -20,6 +20,7 @@ from mmtransfer.data.store import (
     FeatureStore,
     cache_directory,
     finish_store,
+    is_sound,
     store_key,
     write_shard,
 )
@@ -96,7 +97,7 @@ def stored_features(
     root = cache_directory(options.cache) / "features"
     final = root / key
     # The main process decides, lest the directory appear between the looks of two processes.
-    complete = (final / "store.json").is_file()
+    complete = accelerator.is_main_process and is_sound(final)
     decision = [key, None if complete else f"{key}.{uuid.uuid4().hex[:8]}.part"]
     broadcast_object_list(decision)
     final = root / str(decision[0])

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ from accelerate.utils import (
 from torch import nn
 
 from mmtransfer.features import Batch
-from mmtransfer.model import TransferModel
+from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.registry import nearest
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.transfer.base import Phase
@@ -131,6 +132,28 @@ def synchronise_batch_norm(model: TransferModel, accelerator: Accelerator) -> No
             for name, child in list(part.named_children()):
                 if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training:
                     setattr(part, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
+def compile_encoders(model: TransferModel) -> None:
+    """Compile the encoders that train, in place: names of parameters and modules stay.
+
+    Raises `ValueError` where there is no compiler.
+    """
+    compilers = (os.environ.get("CXX") or "g++", "c++", "clang++")
+    if not any(shutil.which(name) for name in compilers):
+        raise ValueError(
+            f"compile needs a C++ compiler, found none of {', '.join(compilers)}: install one, or "
+            "leave compile off"
+        )
+    for encoder in model.encoders.values():
+        if is_trainable(encoder):
+            encoder.compile()
+
+
+def forget_compiled(model: TransferModel) -> None:
+    """Undo `compile_encoders`."""
+    for encoder in model.encoders.values():
+        encoder._compiled_call_impl = None
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
