@@ -14,8 +14,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from mmtransfer.data.collate import Augmentation, Collate, read_errors
+from mmtransfer.data.collate import Augmentation, Collate
 from mmtransfer.data.rows import NumberedRows, Rows
+from mmtransfer.data.samplers import GivenBatches
 from mmtransfer.data.store import (
     FeatureStore,
     cache_directory,
@@ -27,6 +28,7 @@ from mmtransfer.data.store import (
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Inputs
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.reading import read_windows
 from mmtransfer.training.stop import Stopped, StopSignal
 
 
@@ -85,10 +87,12 @@ def stored_features(
     accelerator: Accelerator,
     advance: Callable[[int], None] = lambda rows: None,
     stop: StopSignal | None = None,
+    tell: Callable[[str], None] = print,
 ) -> tuple[FeatureStore, int]:
     """The store of one column under one frozen encoder, and how many rows were encoded for it now.
 
-    Each process encodes consecutive rows into a shard of its own; `advance` is told of progress.
+    Each process encodes consecutive rows into a shard of its own; `advance` is told of progress,
+    `tell` of trouble that was overcome.
     Raises `Stopped`, on all processes, when one of them is asked to stop meanwhile.
     """
     rows = extraction.rows
@@ -117,7 +121,7 @@ def stored_features(
     try:
         width = [0]
         chunks = _encode(
-            extraction, [batches[i] for i in share], options, accelerator, unreadable, width
+            extraction, [batches[i] for i in share], options, accelerator, unreadable, width, tell
         )
         wanted = takewhile(lambda _: not stop.requested, _told(chunks, advance))
         shard = write_shard(part, rank, wanted, options.feature_precision)
@@ -156,6 +160,7 @@ def _encode(
     accelerator: Accelerator,
     unreadable: list[int],
     width: list[int],
+    tell: Callable[[str], None],
 ) -> Iterator[list[np.ndarray | None]]:
     """Chunks of one `(T_i, D)` array, or None, per row; notes D and what could not be read."""
     name, encoder = extraction.name, extraction.encoder
@@ -170,7 +175,7 @@ def _encode(
     collate.epoch.fill_(extraction.view)
     loader: Any = torch.utils.data.DataLoader(
         NumberedRows(extraction.rows, [name]),  # type: ignore[arg-type]
-        batch_sampler=batches,
+        batch_sampler=GivenBatches(batches),
         collate_fn=collate,
         num_workers=options.workers,
         generator=torch.Generator(),  # encoding must not move the random state of training
@@ -179,7 +184,7 @@ def _encode(
     training = encoder.training
     encoder.eval().to(accelerator.device)
     with torch.inference_mode(), accelerator.autocast():
-        for batch in read_errors(loader):
+        for (batch,) in read_windows(loader, 1, tell):
             unreadable += batch.unreadable.get(name, [])
             chunk: list[np.ndarray | None] = [None] * len(batch)
             inputs = batch.inputs.get(name)
