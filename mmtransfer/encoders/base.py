@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -75,11 +76,12 @@ class Encoder(nn.Module, Configurable):
 
     def identity(self) -> str:
         """All but the weights that the features depend on: class, options, preprocessing."""
-        try:
-            source = inspect.getsource(type(self))  # an edited forward gives other features
-        except (OSError, TypeError):
-            source = ""
-        return json.dumps(self.config(), sort_keys=True, default=str) + source
+        sources = []  # an edited forward gives other features
+        for cls in type(self).__mro__:
+            if issubclass(cls, Encoder) and cls is not Encoder:
+                with contextlib.suppress(OSError, TypeError):
+                    sources.append(inspect.getsource(cls))
+        return json.dumps(self.config(), sort_keys=True, default=str) + "".join(sources)
 
     def save(self, directory: Path) -> None:
         """Write what `load` needs beside the weights: class, options, processors."""
@@ -142,7 +144,7 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
 def build_encoder(spec: str | Encoder, **options: Any) -> Encoder:
     """The encoder that a specification string names.
 
-    `hf:<hub id or directory>`, `kwt:<directory>`, `<package.module>:<Class>` or a registered name;
+    `hf:<hub id or directory>`, `sentence:<...>`, `<package.module>:<Class>` or a registered name;
     options follow after `?` (`hf:google/vit-base-patch16-224?size=176`) or as keywords.
     Raises `ValueError` for an unknown name or option, with the nearest valid one.
     """
