@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,3 +229,13 @@ def test_killed_workers_are_replaced_while_encoding(products, tmp_path, monkeypa
     assert lines[0].startswith("replaced killed loader workers")
     assert len(again) == len(whole) == 40
     assert all(a is b is None or (a == b).all() for a, b in zip(again, whole, strict=True))
+
+
+@pytest.mark.parametrize(("phase", "words"), [(TOP, "prefix_cache false"), (Phase(1), "fp16$")])
+def test_what_the_disk_will_not_hold_is_refused_at_once(
+    products, tmp_path, monkeypatch, phase, words
+):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=rf"'image' need about 0.0 GB.*0.0 GB free.*{words}"):
+        fitted(products, strategy=Strategy([phase]), cache=str(tmp_path))
+    assert not list((tmp_path / "features").iterdir())
