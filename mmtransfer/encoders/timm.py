@@ -47,10 +47,7 @@ class TimmEncoder(Encoder):
         data: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
-        if features_only and pool in ("first", "head"):
-            raise ValueError(f"pool {pool!r} needs the whole model: leave features_only out")
+        check_pool(pool, features_only)
         self.name, self.size, self.pool = name, size, pool
         self.features_only, self.out_indices = features_only, out_indices
         self.model_args = dict(model_args or {})
@@ -61,7 +58,10 @@ class TimmEncoder(Encoder):
         """Keep what the chosen features need of a model without classifier."""
         from timm.data import create_transform, resolve_model_data_config
 
-        self.model = model.to(memory_format=torch.channels_last)
+        # torch 2.11 corrupts memory on CPUs in the backward of FastViT in channels-last order.
+        odd = type(model).__name__ == "FastVit"
+        self.layout = torch.contiguous_format if odd else torch.channels_last
+        self.model = model.to(memory_format=self.layout)
         if not self.data:
             self.data = resolve_model_data_config(model)
             if self.size is not None:
@@ -82,8 +82,8 @@ class TimmEncoder(Encoder):
         training = self.training
         with torch.enable_grad():
             features = self.eval()(torch.zeros(1, *self.data["input_size"]))
+            drop_unused(model, features.tokens)
         self.width = features.width
-        drop_unused(model, features.tokens)
         self.train(training)
 
     @classmethod
@@ -103,6 +103,7 @@ class TimmEncoder(Encoder):
         pretrained: false gives random weights
         checkpoint: a local state dict of the whole model (safetensors or torch), instead
         """
+        check_pool(pool, features_only)  # before anything is downloaded
         options = {"pool": pool, "features_only": features_only, "out_indices": out_indices}
         arguments = dict(model_args or {})
         if not pretrained and not checkpoint:
@@ -159,7 +160,7 @@ class TimmEncoder(Encoder):
 
     def forward(self, pixels: Tensor) -> Features:
         """pixels (B, 3, H, W) -> tokens (B, T, D)."""
-        x = pixels.contiguous(memory_format=torch.channels_last)
+        x = pixels.contiguous(memory_format=self.layout)
         if not self.features_only:
             return self._pooled(self.model.forward_features(x))
         levels = self.model.forward_intermediates(
@@ -170,7 +171,7 @@ class TimmEncoder(Encoder):
         return self._pooled(levels[0], "NCHW")
 
     def below(self, depth: int, **inputs: Tensor) -> Features:
-        x = inputs["pixels"].contiguous(memory_format=torch.channels_last)
+        x = inputs["pixels"].contiguous(memory_format=self.layout)
         for _, part in units_of(self.model)[: self._starts()[depth]]:
             x = part(x)
         return Features.of_map(x) if x.ndim == 4 else Features.of(x)
@@ -194,6 +195,13 @@ class TimmEncoder(Encoder):
         if self.pool == "first":
             return Features.of(features.tokens[:, :1])
         return features.pool() if self.pool == "mean" else features
+
+
+def check_pool(pool: str, features_only: bool) -> None:
+    if pool not in POOLS:
+        raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
+    if features_only and pool in ("first", "head"):
+        raise ValueError(f"pool {pool!r} needs the whole model: leave features_only out")
 
 
 def create(
@@ -232,7 +240,7 @@ def create(
             options["pretrained_cfg_overlay"] = {"state_dict": state, "num_classes": count}
     try:
         model = timm.create_model(name, pretrained=pretrained, **options)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         where = checkpoint or f"timm:{name}"
         raise ValueError(f"{where} cannot be loaded: {str(error).strip()[:400]}") from error
     if checkpoint:
@@ -250,7 +258,8 @@ def drop_unused(model: nn.Module, tokens: Tensor) -> None:
     for name, module in list(model.named_modules()):
         within = any(name.startswith(f"{outer}.") for outer in dropped)
         own = [id(p) for p in module.parameters()]
-        if own and not within and all(number in unused for number in own):
+        container = isinstance(module, nn.ModuleList | nn.ModuleDict)  # somebody walks over it
+        if own and not (within or container) and all(number in unused for number in own):
             model.set_submodule(name, nn.Identity())
             dropped.append(name)
 
