@@ -37,6 +37,12 @@ class Encoder(nn.Module, Configurable):
     #: what follows the colon of a specification, where `from_pretrained` reads it
     source: str = "<hub id or directory>"
 
+    def fit(self, values: Iterable[Any]) -> None:
+        """Learn from the training column what the options leave open, where there is such a thing.
+
+        Values may be `None`.  What is learned is part of `config()`; a fitted encoder stays as is.
+        """
+
     @property
     def stages(self) -> list[nn.Module]:
         """The trainable parts from input to output; parameters in none go with the first."""

@@ -89,8 +89,6 @@ class TorchaudioEncoder(Encoder):
             raise ValueError(f"window_seconds must be positive, found {window_seconds}")
         # A layer that is skipped at random would leave its parameters without a gradient.
         self.model = {**model, "encoder_layer_drop": 0.0, "aux_num_out": None}
-        if kind == "WavLM":
-            self.model.pop("aux_num_out")
         self.kind, self.rate, self.normalise = kind, rate, normalise
         self.pool, self.window_seconds = pool, window_seconds
         self.network = build(kind, self.model)
@@ -179,6 +177,8 @@ class TorchaudioEncoder(Encoder):
             tokens = self._run(sound, frames, depth)
         else:
             tokens = self._by_length(sound, lengths, frames, depth)
+        # At a cut, each window but the last is full: no padding beyond the longest of them.
+        tokens = tokens[:, : int(self._frames(torch.tensor(sound.shape[1])))]
         mask = torch.arange(tokens.shape[1], device=sound.device) < frames.unsqueeze(1)
         return tokens, mask
 
