@@ -32,12 +32,12 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(after)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, C, F, T), zero where mask (B, T) is False -> half of both."""
+        """x (B, C, F, T), zero where mask (B, T) is False -> half of both, rounded up in time."""
         x = self.conv(x).permute(0, 2, 3, 1)  # (B, F, T, C)
         x = F.gelu(self.norm(x)).permute(0, 3, 1, 2)
-        x, mask = F.max_pool2d(x, 2), mask[:, ::2]
         # What follows must see behind the end of a clip what it sees there when it is alone.
-        return torch.where(mask[:, None, None], x, 0), mask
+        x = torch.where(mask[:, None, None], x, 0)
+        return F.max_pool2d(F.pad(x, (0, x.shape[3] % 2)), 2), mask[:, ::2]
 
 
 @register_encoder("spectrogram-cnn")
@@ -90,8 +90,8 @@ class SpectrogramCNN(Encoder):
             Block(before, after) for before, after in zip([1, *widths], widths, strict=False)
         )
         self.width = self.widths[-1] * self.bands(len(self.widths))
-        step = 2 ** len(self.widths)
-        self.collate = FramedCollate(rate, self.spectrogram.n_fft, hop, step)
+        self.length, self.hop = self.spectrogram.n_fft, hop
+        self.collate = FramedCollate(rate, self.length, hop)
 
     def bands(self, depth: int) -> int:
         """Bands that so many blocks leave."""
@@ -130,7 +130,7 @@ class SpectrogramCNN(Encoder):
             return x / deviation
 
     def _encode(self, sound: Tensor, frames: Tensor, depth: int) -> Features:
-        longest = (sound.shape[1] - self.collate.length) // self.collate.hop + 1
+        longest = (sound.shape[1] - self.length) // self.hop + 1
         mask = torch.arange(longest, device=sound.device) < frames.unsqueeze(1)
         return self._run(self.log_mel(sound, mask)[:, None], mask, 0, depth)
 
@@ -144,22 +144,20 @@ class SpectrogramCNN(Encoder):
 
 
 class FramedCollate:
-    """Sounds to `sound (B, L)` and `frames (B,)`, each clip padded to whole steps of frames.
+    """Sounds to `sound (B, L)` and `frames (B,)`, each clip padded to a whole number of frames.
 
     length, hop: samples of a frame, and from one to the next
-    step: frames that become one token
     """
 
-    def __init__(self, rate: int, length: int, hop: int, step: int) -> None:
-        self.rate, self.length, self.hop, self.step = rate, length, hop, step
+    def __init__(self, rate: int, length: int, hop: int) -> None:
+        self.rate, self.length, self.hop = rate, length, hop
 
     def __call__(self, values: list[Any]) -> dict[str, Tensor]:
         clips, frames = [], []
         for value in values:
             samples = decode_audio(value).at(self.rate)
-            needed = 1 + max(0, math.ceil((len(samples) - self.length) / self.hop))
-            count = math.ceil(needed / self.step) * self.step
-            padding = self.length + (count - 1) * self.hop - len(samples)
-            clips.append(torch.from_numpy(np.pad(samples, (0, max(0, padding)))))
+            count = 1 + max(0, math.ceil((len(samples) - self.length) / self.hop))
+            whole = self.length + (count - 1) * self.hop
+            clips.append(torch.from_numpy(np.pad(samples, (0, whole - len(samples)))))
             frames.append(count)
         return {"sound": pad_sequence(clips, batch_first=True), "frames": torch.tensor(frames)}

@@ -239,7 +239,7 @@ def create(
             options["num_classes"] = count
             options["pretrained_cfg_overlay"] = {"state_dict": state, "num_classes": count}
     try:
-        model = timm.create_model(name, pretrained=pretrained, **options)
+        model: Any = timm.create_model(name, pretrained=pretrained, **options)
     except (RuntimeError, TypeError, KeyError) as error:
         where = checkpoint or f"timm:{name}"
         raise ValueError(f"{where} cannot be loaded: {str(error).strip()[:400]}") from error

@@ -88,8 +88,8 @@ class TorchvisionEncoder(Encoder):
         units = trunk_units(model)
         if self.layer == "penultimate":
             units += dense_units(model)
-        self.trunk: Any = nn.ModuleList(grouped(units))
-        self.trunk.to(memory_format=torch.channels_last)
+        trunk: Any = nn.ModuleList(grouped(units))
+        self.trunk = trunk.to(memory_format=torch.channels_last)
         training = self.training
         with torch.no_grad():
             side = self.preset.crop_size[0]

@@ -46,14 +46,21 @@ def build_model(
     set_seed(seed)
     built = build_encoders(encoders)
     for name, encoder in built.items():
-        encoder.fit(column(train, name))  # most read nothing of it
+        if type(encoder).fit is not Encoder.fit:  # none of the others' values are read
+            if name not in columns_of(train):
+                raise no_column(name, train)
+            encoder.fit(column(train, name))
     fused = build_fusion(fusion, {n: e.width for n, e in built.items()}, width, **fusion_options)
     targets = {name: build_task(spec) for name, spec in tasks.items()}
     for name, task in targets.items():
         if name not in columns_of(train):
-            raise ValueError(f"the data has no column {name!r}.{nearest(name, columns_of(train))}")
+            raise no_column(name, train)
         fit_task(task, train, name)
     return TransferModel(built, fused, targets)
+
+
+def no_column(name: str, rows: Rows) -> ValueError:
+    return ValueError(f"the data has no column {name!r}.{nearest(name, columns_of(rows))}")
 
 
 def run(
