@@ -228,7 +228,8 @@ def _print_stores(stores: list[dict[str, Any]]) -> None:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    unit, size = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e6 else ("kB", 1e3)
+    return f"{count / size:.1f} {unit}"
 
 
 def _list(family: str) -> None:

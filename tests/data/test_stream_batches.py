@@ -137,8 +137,7 @@ def test_shards_of_any_number_and_size_give_each_row_once(tmp_path, sizes, proce
         start += size
     stream = load_rows(tmp_path, streaming=True)["train"]
     dealt = [
-        read(TrainStream(stream, 6, 0, 6, 1, rank, processes), workers)
-        for rank in range(processes)
+        read(TrainStream(stream, 6, 0, 6, 1, rank, processes), workers) for rank in range(processes)
     ]
     assert sorted(values(chain(*dealt))) == list(range(36))
 
