@@ -9,13 +9,14 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-FORMAT = 2
+FORMAT = 3
 #: how numbers lie in the files, by precision; numpy knows no bfloat16
 DTYPES = {"fp32": "<f4", "fp16": "<f2", "bf16": "<i2"}
 
@@ -127,12 +128,23 @@ def is_sound(directory: Path) -> bool:
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """What `store.json` says.  Raises `FileNotFoundError` where there is none that is complete."""
+    """What `store.json` says.
+
+    Raises `FileNotFoundError` where there is none that is complete, `ValueError` for a damaged one.
+    """
     path = directory / "store.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no complete feature store")
-    description: dict[str, Any] = json.loads(path.read_text())
+    description = json.loads(path.read_text())
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} describes no feature store")
     return description
+
+
+def digest_of(description: Mapping[str, Any]) -> str:
+    """Digest of a description, but for the digest that it holds itself."""
+    rest = {name: value for name, value in description.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
 
 
 def packed(tokens: np.ndarray, precision: str) -> bytes:
@@ -175,8 +187,12 @@ def write_shard(
                     length += len(tokens)
                 ends.append(length)
         sync(file)
+    with BytesIO() as memory:
+        np.save(memory, np.asarray(ends, dtype=np.int64))
+        data = memory.getvalue()
+    digest.update(data)
     with (directory / f"ends-{shard}.npy").open("wb") as file:
-        np.save(file, np.asarray(ends, dtype=np.int64))
+        file.write(data)
         sync(file)
     return {"rows": len(ends), "tokens": length, "digest": digest.hexdigest()}
 
@@ -192,6 +208,7 @@ def finish_store(directory: Path, final: Path, description: Mapping[str, Any]) -
     description: width, depth, precision, unreadable, shards, and whatever else is good to know
     """
     described = {"format": FORMAT, "created": time.time(), **description}
+    described["digest"] = digest_of(described)
     with (directory / "store.json").open("w") as file:
         file.write(json.dumps(described))
         sync(file)
