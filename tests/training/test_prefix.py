@@ -239,3 +239,26 @@ def test_what_the_disk_will_not_hold_is_refused_at_once(
     with pytest.raises(OSError, match=rf"'image' need about 0.0 GB.*0.0 GB free.*{words}"):
         fitted(products, strategy=Strategy([phase]), cache=str(tmp_path))
     assert not list((tmp_path / "features").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("column", "spec"),
+    [
+        ("image", "torchvision:resnet18?size=32"),
+        ("image", "torchvision:vit_b_32?size=32&pool=first"),
+        ("image", "timm:resnet18?pretrained=false&size=32"),
+        ("image", "timm:vit_tiny_patch16_224?pretrained=false&size=32"),
+        ("image", "small-cnn?size=32&widths=[8,8,16]"),
+        ("image", "mlp?size=16&widths=[32,16]"),
+        ("audio", "spectrogram-cnn?n_mels=16&widths=[8,8,8]"),
+    ],
+)
+def test_every_family_trains_from_activations(products, tmp_path, column, spec):
+    data = {"train": products["train"][:16], "validation": products["train"][:8]}
+    losses = {}
+    for stored in (True, False):
+        model = model_of(data, {column: spec})
+        trainer = fitted(data, model, prefix_cache=stored, cache=str(tmp_path))
+        losses[stored] = trainer.losses
+        assert bool(trainer.data.encoded_rows) == stored
+    assert losses[True] == pytest.approx(losses[False], abs=1e-5)
