@@ -234,6 +234,7 @@ def _size(count: int) -> str:
 
 def _list(family: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     import mmtransfer.registry
@@ -241,7 +242,7 @@ def _list(family: str) -> None:
     registry: Any = getattr(mmtransfer.registry, family)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, line in registry.describe().items():
-        table.add_row(f"[bold]{name}[/bold]", line)
+        table.add_row(f"[bold]{name}[/bold]", escape(line))
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""What stands around the loop: the accelerator, the rate curve, the windows of micro-batches."""
+"""What stands around the loop: the accelerator, the rate curve, what processes share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
@@ -26,7 +25,6 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.registry import nearest
 from mmtransfer.training.options import TrainingOptions
@@ -161,10 +159,3 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
-
-
-def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """The micro-batches of one optimiser step at a time."""
-    batches = iter(loader)
-    while window := list(islice(batches, size)):
-        yield window

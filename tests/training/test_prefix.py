@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mmtransfer.methods.base import Method
 from mmtransfer.model import frozen_depth
+from mmtransfer.training import features
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, run
 from mmtransfer.training.trainer import Trainer
@@ -200,3 +203,39 @@ def test_phases_of_growing_depth_store_what_each_needs(products, tmp_path):
 def test_a_run_says_what_it_encoded(products, tmp_path):
     metrics = run(model_of(products), products, Strategy([TOP]), options(cache=str(tmp_path)))
     assert metrics["timing"]["encoded_rows"] == 3 * 59
+
+
+def test_killed_workers_are_replaced_while_encoding(products, tmp_path, monkeypatch):
+    lines: list[str] = []
+    read, calls = features.Extraction.__call__, []
+
+    def read_and_kill(self, inputs):
+        calls.append(1)
+        if len(calls) == 2:
+            multiprocessing.active_children()[0].kill()
+        return read(self, inputs)
+
+    def stored(cache, **changed):
+        model, phase = model_of(products, {"image": "tiny-vit"}), Phase(1)
+        phase.apply(model)
+        chosen = options(cache=str(tmp_path / cache), evaluation_batch_size=2, **changed)
+        trainer = Trainer(model, products["train"], None, Strategy([phase]), chosen)
+        trainer.progress.line = lines.append
+        return [*trainer.data.stores_of("train", products["train"])["image"]]
+
+    whole = stored("whole")
+    monkeypatch.setattr(features.Extraction, "__call__", read_and_kill)
+    again = stored("again", workers=1)
+    assert lines[0].startswith("replaced killed loader workers")
+    assert len(again) == len(whole) == 40
+    assert all(a is b is None or (a == b).all() for a, b in zip(again, whole, strict=True))
+
+
+@pytest.mark.parametrize(("phase", "words"), [(TOP, "prefix_cache false"), (Phase(1), "fp16$")])
+def test_what_the_disk_will_not_hold_is_refused_at_once(
+    products, tmp_path, monkeypatch, phase, words
+):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=rf"'image' need about 0.0 GB.*0.0 GB free.*{words}"):
+        fitted(products, strategy=Strategy([phase]), cache=str(tmp_path))
+    assert not list((tmp_path / "features").iterdir())
