@@ -13,7 +13,7 @@ from mmtransfer.tasks.base import Task
 
 READ = 16  # rows converted at a time
 LOOKED_AT = 64  # rows at the beginning that are checked before training
-EVEN = 8  # shards per part from which on uneven parts do not matter
+EVEN = 8  # parts that differ by one in so many are even enough
 FEW = 64  # shards; of more it takes too long to look at each file for its parts
 MIXED = 4  # shards in the shuffle buffer that are enough
 SIDE_BY_SIDE = 10  # shards that are read in turn where they are larger
