@@ -54,7 +54,6 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, accelerator: Accelerator) -> None:
         self.directory, self.keep, self.accelerator = directory, keep, accelerator
-        self.current: Path | None = None  # the one that this run wrote or took up last
 
     def write(
         self,
@@ -62,11 +61,9 @@ class Checkpoints:
         weights: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
         mine: Mapping[str, Any],
-        unchanged: tuple[str, ...] = (),
     ) -> None:
         """Write a checkpoint from all processes; `mine` is what each process keeps of its own.
 
-        unchanged: names of weights that are as in the last checkpoint, and need no new copy
         Raises `OSError`, on all processes, when it cannot be written; older ones stay whole.
         """
         final = self._free(step)
@@ -76,7 +73,9 @@ class Checkpoints:
         def write() -> None:
             write_file(part / f"rank-{rank}.pt", serialised(mine))
             if main:
-                self._write_shared(part, weights, state, unchanged)
+                for name, tensors in weights.items():
+                    write_file(part / f"{name}.safetensors", save(dict(tensors)))
+                write_file(part / "training.pt", serialised(state))
 
         stages: list[tuple[bool, Callable[[], None]]] = [
             (main, lambda: self._begin(part)),
@@ -100,16 +99,23 @@ class Checkpoints:
                     f"the checkpoint of step {step} cannot be written to {self.directory} "
                     f"({errors[0]}); {rest}. Make room and go on with --resume"
                 )
-        self.current = final
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, the same on all processes; damaged ones are left out."""
-        found: list[Any] = [None]
+        """The newest complete checkpoint, the same on all processes; damaged ones are left out.
+
+        Raises `ValueError`, on all processes, where all that there are are damaged.
+        """
+        found: list[Any] = [None, []]
         if self.accelerator.is_main_process:
-            found = [next(iter(self._complete(warn=True)), None)]
+            found = [next(iter(self._complete(warn=True)), None), self._directories()]
         broadcast_object_list(found)
         checkpoint: Checkpoint | None = found[0]
-        self.current = checkpoint.directory if checkpoint else None
+        if checkpoint is None and found[1]:
+            names = ", ".join(directory.name for directory in found[1])
+            raise ValueError(
+                f"no checkpoint in {self.directory} is whole (found {names}, all damaged): put one "
+                "back from a copy, or begin anew with --overwrite"
+            )
         return checkpoint
 
     # -- on the main process ----------------------------------------------------------------------
@@ -118,20 +124,6 @@ class Checkpoints:
         for left_over in self.directory.glob(f"*{PART}"):
             shutil.rmtree(left_over)  # of a process that was killed while it wrote
         part.mkdir(parents=True)
-
-    def _write_shared(
-        self,
-        part: Path,
-        weights: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
-        unchanged: tuple[str, ...],
-    ) -> None:
-        for name, tensors in weights.items():
-            file = part / f"{name}.safetensors"
-            same = self.current is not None and name in unchanged
-            if not (same and link(self.current / file.name, file)):  # type: ignore[operator]
-                write_file(file, save(dict(tensors)))
-        write_file(part / "training.pt", serialised(state))
 
     def _finish(self, part: Path, final: Path, step: int) -> None:
         files = {file.name: [file.stat().st_size, digest(file)] for file in part.iterdir()}
@@ -186,15 +178,6 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def link(source: Path, target: Path) -> bool:
-    """A second name for a file that never changes; False where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        return False
-    return True
 
 
 def synchronise(directory: Path) -> None:

@@ -87,7 +87,6 @@ class Trainer:
         self.losses: list[float] = []  # of every step
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.best_score, self.best_state = -math.inf, dict[str, Tensor]()
-        self.best_is_written = False
         self.trained: set[str] = set()  # parameters that any phase so far trains
         self.frozen = ""  # digest of the others
         self.position, self.skipped_steps = Position(), 0
@@ -265,7 +264,6 @@ class Trainer:
     def _keep_best(self) -> None:
         if "validation" in self.data.splits:  # else the last weights are the best
             self.best_state |= self._trained_state()
-            self.best_is_written = False
 
     def _worn_out(self) -> bool:
         patience = self.options.patience
@@ -311,9 +309,7 @@ class Trainer:
         }
         mine = {"random": random_state(), "data": self.data.state_dict()}
         weights = {"trained": self._trained_state(), "best": self.best_state}
-        same = ("best",) if self.best_is_written else ()
-        self.checkpoints.write(self.step, weights, state, mine, same)
-        self.best_is_written = True
+        self.checkpoints.write(self.step, weights, state, mine)
         self.last_checkpoint = time.monotonic()
 
     def _identity(self) -> dict[str, str]:
@@ -338,7 +334,7 @@ class Trainer:
                 f"{saved.directory} was trained on other frozen weights than the encoders have now"
             )
         self._load(saved.weights("trained"))
-        self.best_state, self.best_is_written = saved.weights("best"), True
+        self.best_state = saved.weights("best")
         self.position = Position(**state["position"])
         self.trained, self.history = set(state["trained"]), state["history"]
         self.losses, self.best_score = state["losses"].tolist(), state["best_score"]
