@@ -58,7 +58,7 @@ def test_the_same_step_twice_never_leaves_a_gap(checkpoints):
 
 
 def test_one_damaged_file_never_damages_a_second_checkpoint(checkpoints):
-    """Not even the best weights, which are the same in many: each checkpoint has files of its own."""
+    """Not even the best weights, which are the same in many: each has files of its own."""
     write(checkpoints, 3, best=1.0)
     write(checkpoints, 6, best=1.0)
     with (checkpoints.directory / "step-00000006.0" / "best.safetensors").open("r+b") as file:
