@@ -25,7 +25,7 @@ from mmtransfer.tasks.base import build_task
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.order import check_order
 from mmtransfer.training.processes import join_processes
-from mmtransfer.training.record import write_record
+from mmtransfer.training.record import fingerprints, write_record
 from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.base import Strategy
 
@@ -76,13 +76,15 @@ def run(
             raise ValueError(f"unknown split {split!r}.{nearest(split, SPLITS)}")
         check_rows(data[split], model.encoders, model.tasks, split, training=split == "train")
     check_order(data["train"], model.tasks, options)
+    about = None
     if output is not None:
         clear_output(output, resume)
         write_config(output, arguments or {})
-        write_record(output, data, [*model.encoders, *model.tasks], options, resume)
+        about = fingerprints(data, [*model.encoders, *model.tasks])
+        write_record(output, about, options, resume)
     parameters = sum(p.numel() for p in model.parameters())
     trainer = Trainer(
-        model, data["train"], data.get("validation"), strategy, options, output, title
+        model, data["train"], data.get("validation"), strategy, options, output, title, about
     )
     with trainer.stop, closing(trainer):
         history = trainer.fit(resume)

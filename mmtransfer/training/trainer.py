@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mmtransfer.training.log import Log
 from mmtransfer.training.optimisation import Optimisation, Step
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
+from mmtransfer.training.record import fingerprints
 from mmtransfer.training.setup import make_accelerator, share_buffers
 from mmtransfer.training.sharding import fill, resharded, whole
 from mmtransfer.training.stop import Stopped, StopSignal
@@ -66,6 +68,7 @@ class Trainer:
         options: TrainingOptions | None = None,
         output: Path | None = None,
         title: str = "",
+        fingerprints: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.model, self.strategy = model, strategy
         self.options = options or TrainingOptions()
@@ -78,6 +81,7 @@ class Trainer:
         self.data = TrainingData(
             model, splits, strategy, self.options, self.accelerator, self.progress, self.stop
         )
+        self.fingerprints = fingerprints  # of the data, where they are known
         self.log = Log(self.accelerator, output, model.tasks)
         self.checkpoints = None
         if output is not None:
@@ -295,7 +299,7 @@ class Trainer:
         if self.checkpoints is None:
             return
         state = {
-            "identity": self._identity(),
+            "identity": self.identity,
             "setting": self._setting(),
             "position": asdict(self.position),
             "optimisation": self.optimisation.state() if self.optimisation else None,
@@ -312,8 +316,13 @@ class Trainer:
         self.checkpoints.write(self.step, weights, state, mine)
         self.last_checkpoint = time.monotonic()
 
-    def _identity(self) -> dict[str, str]:
-        return identity(self.model, self.strategy, self.options, self.data.splits["train"])
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this run; all processes ask together."""
+        columns = [*self.model.encoders, *self.model.tasks]
+        known = self.fingerprints or fingerprints(self.data.splits, columns)
+        data = {split: known[split] for split in self.data.splits}
+        return identity(self.model, self.strategy, self.options, data)
 
     def _setting(self) -> dict[str, Any]:
         return setting(self.options, self.accelerator, self.data.splits["train"])
@@ -326,7 +335,7 @@ class Trainer:
         if saved is None:
             return None
         state = saved.state("training")
-        changed = what_changed(state["identity"], self._identity())
+        changed = what_changed(state["identity"], self.identity)
         if changed:
             raise ValueError(f"{saved.directory} is of another run ({'; '.join(changed)})")
         if digest_of(self.model, set(state["trained"])) != state["frozen"]:

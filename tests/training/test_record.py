@@ -90,7 +90,8 @@ def test_large_files_are_known_by_their_footers_and_streams_by_their_length(tmp_
     assert found[0]["footers"] != found[2]["footers"]
     assert found[0]["rows"] == 3
     stream = Stream(data.to_iterable_dataset(), length=3)
-    assert fingerprints({"train": stream}, ["text"]) == {"train": {"rows": 3}}
+    columns = ["text", "kind"]
+    assert fingerprints({"train": stream}, ["text"]) == {"train": {"rows": 3, "columns": columns}}
 
 
 def test_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
@@ -145,13 +146,13 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_earlier_records(tmp_path):
-    rows, options = {"train": [{"text": "pear"}]}, TrainingOptions()
-    write_record(tmp_path, rows, ["text"], options)
+    data, options = {"train": {"rows": 1}}, TrainingOptions()
+    write_record(tmp_path, data, options)
     first = read_record(tmp_path)
     for count in (1, 2):
-        write_record(tmp_path, rows, ["text"], options, resume=True)
+        write_record(tmp_path, data, options, resume=True)
         record = read_record(tmp_path)
         assert record["before"][0] == first
         assert len(record["before"]) == count
-    write_record(tmp_path, rows, ["text"], options)
+    write_record(tmp_path, data, options)
     assert "before" not in read_record(tmp_path)
