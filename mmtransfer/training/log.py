@@ -35,7 +35,9 @@ class Log:
         self.since = time.perf_counter()
 
     def begin(self, step: int, epochs: int) -> None:
-        """Start the file, or keep of it what was written up to a step and number of epochs."""
+        """Start trackers and file, or keep of it what was written up to a step and epoch."""
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers("logs")
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -21,16 +21,17 @@ from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel
 from mmtransfer.training.checkpoint import Checkpoint, Checkpoints, random_state, set_random_state
 from mmtransfer.training.data import TrainingData
-from mmtransfer.training.identity import digest_of, identity, setting, what_changed
+from mmtransfer.training.identity import digest_of, identity, setting
 from mmtransfer.training.log import Log
 from mmtransfer.training.optimisation import Optimisation, Step
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
 from mmtransfer.training.record import fingerprints
+from mmtransfer.training.resume import accepted, exactness
 from mmtransfer.training.setup import make_accelerator, share_buffers
 from mmtransfer.training.sharding import fill, resharded, whole
 from mmtransfer.training.stop import Stopped, StopSignal
-from mmtransfer.transfer.base import Phase, Strategy
+from mmtransfer.transfer.base import Phase, Strategy, check_plan
 
 COUNTED = ("seconds", "skipped_steps")
 LOOK_STEPS, LOOK_SECONDS = 20, 2.0  # a look at the loss waits for the device: not at every step
@@ -55,8 +56,8 @@ class Trainer:
 
     After `fit` the model holds the weights of the best validation epoch (or the last ones where
     there is no validation data).  With an output directory there are checkpoints, from which
-    `fit(resume=True)` goes on to the very same weights.  Raises `ValueError` at once for data that
-    does not fit the model.
+    `fit(resume=True)` goes on to the very same weights.  Raises `ValueError` at once for data,
+    phases and methods that do not fit the model; until `fit` nothing is written.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Trainer:
         options: TrainingOptions | None = None,
         output: Path | None = None,
         title: str = "",
-        fingerprints: Mapping[str, Mapping[str, Any]] | None = None,
+        stop: StopSignal | None = None,
     ) -> None:
         self.model, self.strategy = model, strategy
         self.options = options or TrainingOptions()
@@ -76,12 +77,14 @@ class Trainer:
         self.accelerator = make_accelerator(self.options, output)
         shown = self.options.progress and self.accelerator.is_main_process
         self.progress = Progress(shown, title)
-        self.stop = StopSignal()
+        self.stop = stop or StopSignal()
         splits = {"train": train} | ({} if validation is None else {"validation": validation})
         self.data = TrainingData(
             model, splits, strategy, self.options, self.accelerator, self.progress, self.stop
         )
-        self.fingerprints = fingerprints  # of the data, where they are known
+        check_plan(strategy, model, self.options.seed)
+        self.fingerprints: Mapping[str, Mapping[str, Any]] = {}  # of the data, once they are known
+        self.saved: Checkpoint | None = None  # taken up, but not all of it yet
         self.log = Log(self.accelerator, output, model.tasks)
         self.checkpoints = None
         if output is not None:
@@ -114,8 +117,11 @@ class Trainer:
         Raises `Stopped`, an exit with status 0, after a SIGTERM and a checkpoint.
         """
         with self.stop:
+            if resume and self.saved is None:
+                self.take_up()
+            self.leave_if_asked()
+            saved, self.saved = self.saved, None
             set_seed(self.options.seed, device_specific=True)
-            saved = self._take_up() if resume else None
             self._announce(saved)
             self.log.begin(self.step, len(self.history))
             for number in range(self.position.phase, len(self.strategy.phases)):
@@ -327,21 +333,17 @@ class Trainer:
     def _setting(self) -> dict[str, Any]:
         return setting(self.options, self.accelerator, self.data.splits["train"])
 
-    def _take_up(self) -> Checkpoint | None:
-        """Weights and position of the newest checkpoint; the phase restores the rest."""
+    def take_up(self) -> None:
+        """Weights and position of the newest checkpoint, if there is one; `fit` does the rest.
+
+        Raises `ValueError` where it is of another run.
+        """
         if self.checkpoints is None:
             raise ValueError("there is no output directory, and so nothing to resume from")
-        saved = self.checkpoints.newest()
+        saved = self.saved = accepted(self.checkpoints.newest(), self.identity, self.model)
         if saved is None:
-            return None
+            return
         state = saved.state("training")
-        changed = what_changed(state["identity"], self.identity)
-        if changed:
-            raise ValueError(f"{saved.directory} is of another run ({'; '.join(changed)})")
-        if digest_of(self.model, set(state["trained"])) != state["frozen"]:
-            raise ValueError(
-                f"{saved.directory} was trained on other frozen weights than the encoders have now"
-            )
         self._load(saved.weights("trained"))
         self.best_state = saved.weights("best")
         self.position = Position(**state["position"])
@@ -351,7 +353,6 @@ class Trainer:
             setattr(self, name, state[name])
         for method, kept in zip(self.strategy.methods, state["methods"], strict=True):
             method.load_state_dict(kept)
-        return saved
 
     def _restore(self, saved: Checkpoint) -> None:
         """Optimiser, schedule and random state; last of all, so that nothing draws in between."""
@@ -373,15 +374,14 @@ class Trainer:
         batch = f"{self.options.batch_size} rows per step"
         self.progress.line(f"{processes}, {batch}, precision {self.options.precision}")
         if saved is not None:
-            before = saved.state("training")["setting"]
-            changed = what_changed(before, self._setting())
-            how = f"the same plan, but not to the last digit ({'; '.join(changed)})"
-            how = how if changed else "exactly as it was"
+            how = exactness(saved, self._setting())
             self.progress.line(f"goes on after step {self.step} of {saved.directory.name}, {how}")
 
-    def _asked_to_stop(self) -> bool:
+    def leave_if_asked(self) -> None:
+        """After a SIGTERM of any process: out, on all of them together; all ask together."""
         asked = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked) > 0)
+        if self.accelerator.reduce(asked) > 0:
+            self._leave()
 
     def _leave(self) -> None:
         """After a SIGTERM: a checkpoint, and out, on all processes together."""
@@ -411,8 +411,7 @@ class Trainer:
             )
         self.model.train(training)
         self.seconds["evaluation"] += time.perf_counter() - started
-        if self._asked_to_stop():
-            self._leave()
+        self.leave_if_asked()
         return collected
 
     def _until_asked(self, loader: Any, split: str) -> Iterator[Batch]:

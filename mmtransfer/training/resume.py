@@ -1,0 +1,35 @@
+"""Taking up a checkpoint: whether it is of this run, and whether it goes on exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmtransfer.model import TransferModel
+from mmtransfer.training.checkpoint import Checkpoint
+from mmtransfer.training.identity import digest_of, what_changed
+
+
+def accepted(
+    saved: Checkpoint | None, identity: Mapping[str, Any], model: TransferModel
+) -> Checkpoint | None:
+    """The same checkpoint.  Raises `ValueError` if it is of another run, or of other weights."""
+    if saved is None:
+        return None
+    state = saved.state("training")
+    changed = what_changed(state["identity"], identity)
+    if changed:
+        raise ValueError(f"{saved.directory} is of another run ({'; '.join(changed)})")
+    if digest_of(model, set(state["trained"])) != state["frozen"]:
+        raise ValueError(
+            f"{saved.directory} was trained on other frozen weights than the encoders have now"
+        )
+    return saved
+
+
+def exactness(saved: Checkpoint, setting: Mapping[str, Any]) -> str:
+    """How a run goes on from a checkpoint under a setting."""
+    changed = what_changed(saved.state("training")["setting"], setting)
+    if not changed:
+        return "exactly as it was"
+    return f"the same plan, but not to the last digit ({'; '.join(changed)})"
