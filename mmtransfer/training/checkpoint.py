@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-PART = ".part"
+PART, OLD = ".part", ".old"
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,29 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def synchronise(directory: Path) -> None:
-    """Wait until the names in a directory are on the disk."""
+def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory aside, and only then put it in the place of an older one."""
+    part, old = (directory.with_name(directory.name + end) for end in (PART, OLD))
+    for left_over in (part, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        write(part)
+        for path in (*part.rglob("*"), part):
+            synchronise(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if directory.exists():
+        directory.rename(old)
+    part.rename(directory)
+    synchronise(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

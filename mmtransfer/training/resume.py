@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accelerate import Accelerator
+
 from mmtransfer.model import TransferModel
 from mmtransfer.training.checkpoint import Checkpoint
+from mmtransfer.training.data import TrainingData
 from mmtransfer.training.identity import digest_of, what_changed
 
 
@@ -25,6 +28,17 @@ def accepted(
             f"{saved.directory} was trained on other frozen weights than the encoders have now"
         )
     return saved
+
+
+def restore_data(saved: Checkpoint, data: TrainingData, accelerator: Accelerator) -> None:
+    """Give each process what it knew of the data; of more processes than there are now, as well."""
+    mine, processes = accelerator.process_index, accelerator.num_processes
+    for rank in range(mine, saved.processes, processes):
+        known = saved.state(f"rank-{rank}")["data"]
+        # All of them waited for the same encoding.
+        data.load_state_dict(
+            known if rank == mine else {**known, "encoding_seconds": 0.0, "encoded_rows": 0}
+        )
 
 
 def exactness(saved: Checkpoint, setting: Mapping[str, Any]) -> str:

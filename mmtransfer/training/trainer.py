@@ -19,7 +19,13 @@ from mmtransfer.data.rows import Rows
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel
-from mmtransfer.training.checkpoint import Checkpoint, Checkpoints, random_state, set_random_state
+from mmtransfer.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    random_state,
+    replace_directory,
+    set_random_state,
+)
 from mmtransfer.training.data import TrainingData
 from mmtransfer.training.identity import digest_of, identity, setting
 from mmtransfer.training.log import Log
@@ -27,7 +33,7 @@ from mmtransfer.training.optimisation import Optimisation, Step
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
 from mmtransfer.training.record import fingerprints
-from mmtransfer.training.resume import accepted, exactness
+from mmtransfer.training.resume import accepted, exactness, restore_data
 from mmtransfer.training.setup import make_accelerator, share_buffers
 from mmtransfer.training.sharding import fill, resharded, whole
 from mmtransfer.training.stop import Stopped, StopSignal
@@ -127,6 +133,10 @@ class Trainer:
             for number in range(self.position.phase, len(self.strategy.phases)):
                 self._fit_phase(number, self.strategy.phases[number], saved)
                 saved = None
+            if saved is not None:  # all phases had ended
+                self.strategy.phases[-1].apply(self.model)
+                self.data.begin_phase()
+                self._restore(saved)
         self.model.eval()
         self.accelerator.wait_for_everyone()
         return self.history
@@ -310,6 +320,7 @@ class Trainer:
             "position": asdict(self.position),
             "optimisation": self.optimisation.state() if self.optimisation else None,
             "methods": [method.state_dict() for method in self.strategy.methods],
+            "accumulation": self.accumulation,
             "trained": sorted(self.trained),
             "frozen": self.frozen,
             "history": self.history,
@@ -347,6 +358,9 @@ class Trainer:
         self._load(saved.weights("trained"))
         self.best_state = saved.weights("best")
         self.position = Position(**state["position"])
+        asked = state["setting"]["accumulation"] == self.options.accumulation
+        if asked and saved.processes == self.accelerator.num_processes:
+            self.accumulation = state["accumulation"]  # as memory allowed
         self.trained, self.history = set(state["trained"]), state["history"]
         self.losses, self.best_score = state["losses"].tolist(), state["best_score"]
         for name in COUNTED:
@@ -359,9 +373,9 @@ class Trainer:
         found = saved.state("training")["optimisation"]
         if found is not None and self.optimisation is not None:
             self.optimisation.load_state(found)
+        restore_data(saved, self.data, self.accelerator)
         if saved.processes == self.accelerator.num_processes:
             mine = saved.state(f"rank-{self.accelerator.process_index}")
-            self.data.load_state_dict(mine["data"])
             set_random_state(mine["random"])
         else:
             set_seed(self.options.seed + self.step, device_specific=True)
@@ -421,11 +435,21 @@ class Trainer:
                 return
 
     def save(self, directory: Path) -> None:
-        """Write the model, from the main process, while the others wait."""
+        """Write the model, from the main process, while the others wait.
+
+        Raises `OSError`, on all processes, when it cannot be written; one that was there stays.
+        """
         state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
+        error = None
         if self.accelerator.is_main_process:
-            self.model.write(directory, state)
-        self.accelerator.wait_for_everyone()
+            try:
+                replace_directory(directory, lambda part: self.model.write(part, state))
+            except OSError as caught:
+                error = str(caught)
+        found = next((e for e in gather_object([error]) if e), None)
+        if found:
+            rest = ", and go on with --resume" if self.checkpoints else ""
+            raise OSError(f"the model cannot be written to {directory} ({found}): make room{rest}")
 
     def close(self) -> None:
         """Unfreeze the model and end the trackers; the processes live on (see `end_processes`)."""
