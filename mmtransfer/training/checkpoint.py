@@ -23,6 +23,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mmtransfer.model import TransferModel
+from mmtransfer.training.sharding import state_of
+
 PART, OLD = ".part", ".old"
 
 
@@ -197,6 +200,25 @@ def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
     part.rename(directory)
     synchronise(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(
+    model: TransferModel, directory: Path, accelerator: Accelerator, resumable: bool
+) -> None:
+    """Write a whole model from the main process; one that was there stays until then.
+
+    Raises `OSError`, on all processes, when it cannot be written.
+    """
+    state, error = state_of(model, model.state_dict()), None
+    if accelerator.is_main_process:
+        try:
+            replace_directory(directory, lambda part: model.write(part, state))
+        except OSError as caught:
+            error = str(caught)
+    errors = [e for e in gather_object([error]) if e]
+    if errors:
+        rest = ", and go on with --resume" if resumable else ""
+        raise OSError(f"the model cannot be written to {directory} ({errors[0]}): make room{rest}")
 
 
 def synchronise(path: Path) -> None:

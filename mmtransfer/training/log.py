@@ -113,3 +113,12 @@ def peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """One line about an epoch."""
+    parts = [f"loss {record['train_loss']:.4f}"]
+    for task, metrics in record.get("validation", {}).items():
+        shown = {k: v for k, v in metrics.items() if k not in ("rows", "loss")}
+        parts += [f"{task} {name} {value:.4f}" for name, value in shown.items()]
+    return "  ".join(parts)

@@ -23,19 +23,19 @@ from mmtransfer.training.checkpoint import (
     Checkpoint,
     Checkpoints,
     random_state,
-    replace_directory,
+    save_model,
     set_random_state,
 )
 from mmtransfer.training.data import TrainingData
 from mmtransfer.training.identity import digest_of, identity, setting
-from mmtransfer.training.log import Log
+from mmtransfer.training.log import Log, summary
 from mmtransfer.training.optimisation import Optimisation, Step
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
 from mmtransfer.training.record import fingerprints
 from mmtransfer.training.resume import accepted, exactness, restore_data
 from mmtransfer.training.setup import make_accelerator, share_buffers
-from mmtransfer.training.sharding import fill, resharded, whole
+from mmtransfer.training.sharding import load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
 
@@ -179,7 +179,7 @@ class Trainer:
                 self.progress.line(f"{title}  {summary(self.history[-1])}")
         self.optimisation.release()
         self.optimisation = None
-        self._load(self.best_state)  # frozen parts are as they were
+        load_whole(self.model, self.best_state)  # frozen parts are as they were
         self.position = Position(number + 1)
         self.checkpoint()
 
@@ -291,13 +291,7 @@ class Trainer:
 
     def _trained_state(self) -> dict[str, Tensor]:
         """What was ever trained, and all buffers, as copies on the CPU; all processes together."""
-        kept = self.trained | {name for name, _ in self.model.named_buffers()}
-        return {n: whole(t) for n, t in self.model.state_dict().items() if n in kept}
-
-    def _load(self, state: Mapping[str, Tensor]) -> None:
-        own = self.model.state_dict()
-        for name, tensor in state.items():
-            fill(own[name], tensor)
+        return state_of(self.model, self.trained | {n for n, _ in self.model.named_buffers()})
 
     def score(self, metrics: Mapping[str, Mapping[str, float]]) -> float:
         """What the best epoch is chosen by: the mean over tasks of their main metric."""
@@ -355,7 +349,7 @@ class Trainer:
         if saved is None:
             return
         state = saved.state("training")
-        self._load(saved.weights("trained"))
+        load_whole(self.model, saved.weights("trained"))
         self.best_state = saved.weights("best")
         self.position = Position(**state["position"])
         asked = state["setting"]["accumulation"] == self.options.accumulation
@@ -435,21 +429,8 @@ class Trainer:
                 return
 
     def save(self, directory: Path) -> None:
-        """Write the model, from the main process, while the others wait.
-
-        Raises `OSError`, on all processes, when it cannot be written; one that was there stays.
-        """
-        state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
-        error = None
-        if self.accelerator.is_main_process:
-            try:
-                replace_directory(directory, lambda part: self.model.write(part, state))
-            except OSError as caught:
-                error = str(caught)
-        found = next((e for e in gather_object([error]) if e), None)
-        if found:
-            rest = ", and go on with --resume" if self.checkpoints else ""
-            raise OSError(f"the model cannot be written to {directory} ({found}): make room{rest}")
+        """Write the model, from the main process, while the others wait; `OSError` for all."""
+        save_model(self.model, directory, self.accelerator, resumable=self.checkpoints is not None)
 
     def close(self) -> None:
         """Unfreeze the model and end the trackers; the processes live on (see `end_processes`)."""
@@ -457,12 +438,3 @@ class Trainer:
         self.data.loaders.clear()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-def summary(record: Mapping[str, Any]) -> str:
-    """One line about an epoch."""
-    parts = [f"loss {record['train_loss']:.4f}"]
-    for task, metrics in record.get("validation", {}).items():
-        shown = {k: v for k, v in metrics.items() if k not in ("rows", "loss")}
-        parts += [f"{task} {name} {value:.4f}" for name, value in shown.items()]
-    return "  ".join(parts)
