@@ -210,28 +210,31 @@ class Trainer:
         age = (time.monotonic() - self.last_checkpoint) / 60
         late = self.checkpoints is not None and 0 < self.options.checkpoint_minutes <= age
         own = torch.tensor([self.stop.requested, main and late, main and self.log.elapsed() / n])
-        values = [*(s.loss for s in pending), *(s.skipped for s in pending)]
+        values = [*(s.loss for s in pending), *(s.wrong for s in pending)]
         packed = torch.cat([torch.stack(values), own.to(values[0])])
         found = self.accelerator.reduce(packed).tolist()
-        losses, skipped, (stop, due, pace) = found[:n], found[n : 2 * n], found[2 * n :]
-        for k, loss in enumerate(losses):
-            if not math.isfinite(loss) and self.options.on_nan == "raise":
-                self._blame(self.step + k + 1, loss, pending[k])
+        losses, wrong, (stop, due, pace) = found[:n], found[n : 2 * n], found[2 * n :]
+        for k, loss in enumerate(losses if self.options.on_nan == "raise" else ()):
+            number = self.step + k + 1
+            if not math.isfinite(loss):
+                self._blame(f"the loss of step {number} is {loss}", pending[k])
+            if wrong[k]:
+                self._blame(f"the gradients of step {number} are not finite", pending[k])
         rates = [s.rate for s in pending]
         where = {"phase": self.position.phase + 1, "epoch": len(self.history) + 1}
         told = self.log.steps(self.step + 1, losses, rates, where, n * self.options.batch_size)
         self.losses += losses
-        self.skipped_steps += sum(count > 0 for count in skipped)
+        self.skipped_steps += sum(count > 0 for count in wrong)
         self.progress.show(loss=sum(losses) / n, **told)
         return max(1, min(LOOK_STEPS, int(LOOK_SECONDS / max(pace, 1e-9)))), stop > 0, due > 0
 
-    def _blame(self, step: int, loss: float, found: Step) -> None:
+    def _blame(self, what: str, found: Step) -> None:
         mine = torch.cat(found.rows).tolist()
         rows = sorted(row for row in gather_object(mine) if row >= 0)
         shown = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
         raise FloatingPointError(
-            f"the loss of step {step} is {loss}, in training rows {shown}: look at these rows, "
-            "lower the rates, or leave such steps out with on_nan='skip'"
+            f"{what}, in training rows {shown}: look at these rows, lower the rates, or leave "
+            "such steps out with on_nan='skip'"
         )
 
     def _halve_batches(self, error: RuntimeError) -> None:

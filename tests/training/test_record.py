@@ -116,6 +116,7 @@ def test_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
     assert "-lr = 1\n+lr = 2" in changed["diff"]
 
     (tmp_path / "folder" / "encoder.py").write_text("width = 3\n")
+    (tmp_path / ".#recipe.py").symlink_to("me@host.123")  # as editors mark what they have open
     more = git_state(tmp_path)
     assert "new file folder/encoder.py\nwidth = 3" in more["diff"]
     assert more["diff_sha256"] != changed["diff_sha256"]
