@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import torch
+from accelerate.utils import gather_object
 
 from mmtransfer.data.products import product_rows
 from mmtransfer.model import TransferModel
@@ -15,7 +18,7 @@ from mmtransfer.training.run import build_model
 from mmtransfer.training.setup import end_processes
 from mmtransfer.training.sharding import is_sharded
 from mmtransfer.training.trainer import Trainer
-from mmtransfer.transfer.base import Strategy, build_strategy
+from mmtransfer.transfer.base import Phase, Strategy, build_strategy
 
 TASKS = {"product": "classification", "category": "classification"}
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
@@ -47,6 +50,14 @@ def main(saved: str, output: str) -> None:
         sharded = is_sharded(trainer.model)
         main_process = trainer.accelerator.is_main_process
         trainer.close()
+    # early stopping: all decide the same
+    still = Strategy([Phase(30, lr=1e-9, warmup=0.0, schedule="constant")])
+    model = build_model({"text": "tiny-bert"}, TASKS, train, "gated", 16, seed=0)
+    patient = replace(options, patience=2)
+    trainer = Trainer(model, train, test, still, patient)
+    results["epochs"] = gather_object([len(trainer.fit())])
+    results["drawn"] = gather_object([torch.rand(1).item()])  # drop-out, say
+    trainer.close()
     # the same weights, evaluated
     model = TransferModel.from_pretrained(saved)
     trainer = Trainer(model, train, None, build_strategy("full"), options)

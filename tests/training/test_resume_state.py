@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 import mmtransfer.model as model_module
 import mmtransfer.training.log as log_module
@@ -64,6 +65,17 @@ def test_a_finished_run_that_is_resumed_reports_the_same(unreadable, tmp_path):
     assert found[0]["timing"]["encoded_rows"] == ENCODED + 2 * 21  # test rows, after the last one
     assert found[1]["timing"]["encoded_rows"] == ENCODED
     assert found[1]["timing"]["encoding"] > 0
+
+
+def test_a_checkpoint_leaves_out_exactly_what_was_frozen(products, tmp_path):
+    start(products, tmp_path)
+    (last, *_) = sorted(tmp_path.glob("checkpoints/step-*"), reverse=True)
+    whole = load_file(tmp_path / "model" / "model.safetensors")
+    kept = load_file(last / "trained.safetensors")
+    model = TransferModel.from_pretrained(tmp_path / "model")
+    frozen = {f"encoders.{n}" for n, _ in model.encoders.named_parameters()}
+    assert whole.keys() - kept.keys() == frozen
+    assert all(torch.equal(whole[name], tensor) for name, tensor in kept.items())
 
 
 def test_what_other_numbers_of_processes_saw_is_kept(unreadable, tmp_path):
