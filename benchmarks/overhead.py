@@ -14,14 +14,12 @@ feature store, and the hand-written loop takes pooled features that lie ready in
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -31,6 +29,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from measuring import RESULTS, Seconds, timed, write_results
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
@@ -47,7 +46,6 @@ from mmtransfer.features import Batch, Features
 from mmtransfer.training.processes import join_processes
 from mmtransfer.training.run import build_model
 from mmtransfer.training.setup import end_processes
-from mmtransfer.training.surroundings import hardware, versions
 
 ENCODERS = {"image": "tiny-vit?width=128&layers=4", "text": "tiny-bert?width=128&layers=4"}
 TASKS = {"product": "classification", "category": "classification"}
@@ -120,23 +118,6 @@ def features_of(model: TransferModel, rows: Rows, batches: TrainBatches) -> Epoc
     return epoch_of
 
 
-def timed(work: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
-    """Seconds until all processes are done, those of this one's CPU, and what came out."""
-    gc.collect()
-    state = PartialState()
-
-    def settle() -> tuple[float, float]:
-        if state.device.type == "cuda":
-            torch.cuda.synchronize()
-        state.wait_for_everyone()
-        return time.perf_counter(), time.process_time()
-
-    started = settle()
-    result = work()
-    ended = settle()
-    return (ended[0] - started[0], ended[1] - started[1]), result
-
-
 def measure(
     rows: Rows, phase: Phase, options: TrainingOptions, make: Callable[..., Epoch], repetitions: int
 ) -> dict[str, Any]:
@@ -145,7 +126,9 @@ def measure(
     template = build_model(ENCODERS, TASKS, rows, "gated", 256)
     place = (state.process_index, state.num_processes)
     batches = TrainBatches(len(rows), options.batch_size, options.seed, 1, *place)
-    by_hand, by_trainer, losses = [], [], []
+    by_hand: list[Seconds] = []
+    by_trainer: list[Seconds] = []
+    losses: list[float] = []
     prepared = make(template, rows, batches)
     for _ in range(repetitions + 1):
         model = deepcopy(template).to(state.device)
@@ -163,13 +146,13 @@ def measure(
             raise ArithmeticError(f"not the same work: losses {losses[-1]:.4f} and {last:.4f}")
     steps = phase.epochs * batches.steps
     pairs = list(zip(by_hand[1:], by_trainer[1:], strict=True))
-    ratios = [hand[0] / trained[0] for hand, trained in pairs]
+    ratios = [hand.wall / trained.wall for hand, trained in pairs]
     return {
         "ratio": median(ratios),
         "ratios": ratios,
-        "cpu_ratio": median(hand[1] / trained[1] for hand, trained in pairs),
-        "by_hand": _throughput([hand[0] for hand, _ in pairs], steps, options),
-        "trainer": _throughput([trained[0] for _, trained in pairs], steps, options),
+        "cpu_ratio": median(hand.cpu / trained.cpu for hand, trained in pairs),
+        "by_hand": _throughput([hand.wall for hand, _ in pairs], steps, options),
+        "trainer": _throughput([trained.wall for _, trained in pairs], steps, options),
     }
 
 
@@ -225,7 +208,7 @@ def main(
             f"{batch_size} and {processes}"
         )
     suffix = f"_{processes}_processes" if processes > 1 else ""
-    output = output or Path(__file__).parent / "results" / f"overhead{suffix}.json"
+    output = output or RESULTS / f"overhead{suffix}.json"
     if processes > 1 and "LOCAL_RANK" not in os.environ:
         spawn(processes)
         decide(output, limit)
@@ -246,9 +229,7 @@ def main(
         settings = {"processes": processes, "precision": precision, "batch_size": batch_size}
         settings |= {"rows": rows, "epochs": epochs, "repetitions": repetitions, "limit": limit}
         results = {"settings": settings, "cases": cases}
-        output.parent.mkdir(parents=True, exist_ok=True)
-        surroundings = {"versions": versions(), "hardware": hardware()}
-        output.write_text(json.dumps(surroundings | results, indent=2) + "\n")
+        write_results(output, results)
         print_cases(cases, f"ms per step and rows per second, {processes=}")
     end_processes()
     if processes == 1:

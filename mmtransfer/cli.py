@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
+import time
+from collections.abc import Callable
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,9 @@ def command(components: Any, name: str, arguments: list[str] | None = None) -> N
 
 def bare_flags(components: Any, arguments: list[str]) -> list[str]:
     """Let `--overwrite` alone mean `--overwrite true`, for every option that is a bool."""
-    functions = components.values() if isinstance(components, dict) else [components]
     flags = {
         f"--{name}"
-        for function in functions
+        for function in _functions(components)
         for name, parameter in inspect.signature(function).parameters.items()
         if str(parameter.annotation).startswith("bool")
     }
@@ -42,6 +43,13 @@ def bare_flags(components: Any, arguments: list[str]) -> list[str]:
         f"{word}=true" if word in flags and after.startswith("--") else word
         for word, after in zip(arguments, following, strict=False)
     ]
+
+
+def _functions(components: Any) -> list[Callable[..., Any]]:
+    if isinstance(components, dict):  # commands by name, each perhaps such a dict, and their help
+        parts = [part for name, part in components.items() if name != "_help"]
+        return [function for part in parts for function in _functions(part)]
+    return [components]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,6 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
         "strategies": strategies,
         "predict": predict,
         "rerun": rerun,
+        "cache": {
+            "_help": "Look at the stored features of frozen encoders, check or remove them.",
+            "list": cache_list,
+            "verify": cache_verify,
+            "prune": cache_prune,
+        },
     }
     command(commands, "mmtransfer", arguments)
 
@@ -101,7 +115,7 @@ def predict(
         raise FileNotFoundError(f"no such file: {rows}")
     loaded = TransferModel.from_pretrained(model)
     answers = loaded.predict(read_parquet([rows]), batch_size, on_error)
-    lines = "".join(json.dumps(answer) + "\n" for answer in answers)
+    lines = "".join(dumps(answer) + "\n" for answer in answers)
     if output is None:
         print(lines, end="")
     else:
@@ -125,8 +139,102 @@ def rerun(run: Path, output: Path | None = None) -> None:
         raise SystemExit(1)
 
 
+def cache_list(cache: Path | None = None, json: bool = False) -> None:
+    """List the feature stores, the last used first.
+
+    Args:
+        cache: directory, by default $MMTRANSFER_CACHE or ~/.cache/mmtransfer
+        json: print JSON
+    """
+    from mmtransfer.data.cache import entries
+    from mmtransfer.data.store import cache_directory
+
+    found = [entry.summary() for entry in entries(cache)]
+    total = sum(store["bytes"] for store in found)
+    if json:
+        print(dumps({"cache": str(cache_directory(cache)), "stores": found, "bytes": total}))
+        return
+    _print_stores(found)
+    print(f"{len(found)} in {cache_directory(cache)}, {_size(total)}")
+
+
+def cache_verify(cache: Path | None = None, json: bool = False) -> None:
+    """Read all feature stores: exit code 1 if one is damaged.
+
+    Args:
+        cache: directory, by default $MMTRANSFER_CACHE or ~/.cache/mmtransfer
+        json: print JSON
+    """
+    from mmtransfer.data.cache import damage, entries
+
+    complete = [entry for entry in entries(cache) if not entry.half_written]
+    found = {entry.directory.name: wrong for entry in complete if (wrong := damage(entry))}
+    if json:
+        print(dumps({"read": len(complete), "damaged": found}))
+    else:
+        for key, wrong in found.items():
+            print(f"{key}: {wrong}")
+        print(f"{len(complete)} read, {len(found)} damaged")
+    if found:
+        raise SystemExit(1)
+
+
+def cache_prune(
+    cache: Path | None = None,
+    days: float | None = None,
+    gigabytes: float | None = None,
+    damaged: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Remove feature stores, and in any case those that were abandoned half-way.
+
+    Args:
+        cache: directory, by default $MMTRANSFER_CACHE or ~/.cache/mmtransfer
+        days: remove what was not used for so many days
+        gigabytes: keep at most so much, of what was used last
+        damaged: read all and remove what is damaged
+        dry_run: remove nothing, only say what would be
+        json: print JSON
+    """
+    from mmtransfer.data.cache import prune
+
+    gone = [entry.summary() for entry in prune(cache, days, gigabytes, damaged, dry_run)]
+    total = sum(store["bytes"] for store in gone)
+    if json:
+        print(dumps({"removed": gone, "bytes": total, "dry_run": dry_run}))
+        return
+    _print_stores(gone)
+    print(f"{len(gone)} {'would be ' if dry_run else ''}removed, {_size(total)}")
+
+
+def _print_stores(stores: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("column", "encoder", "what"):
+        table.add_column(heading)
+    for heading in ("rows", "precision", "size", "last used", "key"):
+        number = heading in ("rows", "size")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for store in stores:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(store["used"]))
+        cells = [store[name] for name in ("column", "encoder", "what", "rows", "precision")]
+        shown = ["" if cell is None else str(cell) for cell in cells]
+        table.add_row(*shown, _size(store["bytes"]), used, store["key"])
+    if stores:
+        Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _size(count: int) -> str:
+    unit, size = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e6 else ("kB", 1e3)
+    return f"{count / size:.1f} {unit}"
+
+
 def _list(family: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     import mmtransfer.registry
@@ -134,7 +242,7 @@ def _list(family: str) -> None:
     registry: Any = getattr(mmtransfer.registry, family)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, line in registry.describe().items():
-        table.add_row(f"[bold]{name}[/bold]", line)
+        table.add_row(f"[bold]{name}[/bold]", escape(line))
     Console().print(table)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,19 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mmtransfer.contract import (
+    ContractError,
+    check_registered,
+    check_saved_form,
+    require,
+    saying,
+)
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Features
+from mmtransfer.features import Features, Fused
 from mmtransfer.fusion.base import Fusion
 from mmtransfer.tasks.base import Task
-
-
-class ContractError(AssertionError):
-    """A part of the contract does not hold; the message says which, in plain words."""
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ContractError(message)
 
 
 def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4) -> None:
@@ -32,32 +32,28 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
     require(isinstance(encoder, Encoder), f"{type(encoder).__name__} is no subclass of Encoder")
     require(len(samples) >= 2, "check_encoder needs at least two samples")
     samples = list(samples)
+    require(
+        isinstance(getattr(encoder, "width", None), int),
+        "width must be set to the D of the features, a whole number",
+    )
+    require(callable(getattr(encoder, "collate", None)), "collate(values) is missing")
+    check_saved_form(encoder)
     try:
         pickle.dumps(encoder.collate)  # loader workers receive it this way
     except Exception as error:
         raise ContractError(f"collate cannot be pickled for loader workers: {error}") from error
+    check_registered(encoder)
     encoder.eval()
-    inputs = encoder.collate(samples)
-    require(
-        isinstance(inputs, dict) and all(isinstance(v, Tensor) for v in inputs.values()),
-        "collate must give a dictionary of tensors",
-    )
-    features = encoder(**inputs)
-    require(
-        isinstance(features, Features), f"forward gave a {type(features).__name__}, not Features"
-    )
-    b, _, d = features.tokens.shape
-    require(b == len(samples), f"{len(samples)} samples gave {b} rows of features")
-    require(
-        d == encoder.width, f"features have width {d}, the encoder says width = {encoder.width}"
-    )
-    require(bool(features.present.all()), "a sample that is present has no real token in the mask")
-    require(
-        bool(torch.isfinite(features.pooled()).all()), "features of real tokens are not all finite"
-    )
+    features = _check_features(encoder, samples)
     with torch.no_grad():
+        again = _features(encoder, samples).pooled()
+        require(
+            torch.equal(again, features.pooled()),
+            "features differ from call to call in evaluation mode: is there drop-out without "
+            "training=self.training, or batch norm in training mode?",
+        )
         for k, sample in enumerate(samples):
-            alone = encoder(**encoder.collate([sample])).pooled()[0]
+            alone = _features(encoder, [sample], f" of sample {k} alone").pooled()[0]
             gap = float((alone - features.pooled()[k]).abs().max())
             require(
                 gap <= tolerance * (1 + float(alone.abs().max())),
@@ -67,48 +63,110 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
     check_stages(encoder)
     check_cuts(encoder, samples, tolerance)
     encoder.zero_grad()
-    encoder(**inputs).pooled().square().sum().backward()
+    with saying("the backward pass"):
+        _features(encoder, samples).pooled().square().sum().backward()
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
             require(parameter.grad is not None, f"parameter {name!r} gets no gradient")
     encoder.zero_grad()
-    mark = encoder.fingerprint()
+    _check_saving(encoder, samples)
+
+
+def _features(encoder: Encoder, samples: list[Any], of: str = "") -> Features:
+    with saying(f"collate{of}"):
+        inputs = encoder.collate(samples)
+    require(
+        isinstance(inputs, dict) and all(isinstance(v, Tensor) for v in inputs.values()),
+        "collate must give a dictionary of tensors",
+    )
+    require(
+        not any(v.requires_grad for v in inputs.values()),
+        "collate touches parameters, but it runs in loader workers, which have none",
+    )
+    with saying(f"forward{of} on what collate gave ({', '.join(inputs)})"):
+        features = encoder(**inputs)
+    require(
+        isinstance(features, Features), f"forward gave a {type(features).__name__}, not Features"
+    )
+    return features
+
+
+def _check_features(encoder: Encoder, samples: list[Any]) -> Features:
+    features = _features(encoder, samples)
+    b, _, d = features.tokens.shape
+    require(b == len(samples), f"{len(samples)} samples gave {b} rows of features")
+    require(
+        d == encoder.width, f"features have width {d}, the encoder says width = {encoder.width}"
+    )
+    require(
+        features.mask.dtype == torch.bool, f"the mask must be bool, found {features.mask.dtype}"
+    )
+    require(bool(features.present.all()), "a sample that is present has no real token in the mask")
+    require(
+        bool(torch.isfinite(features.pooled()).all()), "features of real tokens are not all finite"
+    )
+    return features
+
+
+def _check_saving(encoder: Encoder, samples: list[Any]) -> None:
+    with saying("fingerprint()"):
+        mark = encoder.fingerprint()
     require(mark == encoder.fingerprint(), "fingerprint() changes from call to call")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, saying("save and load"):
         encoder.save(Path(folder))
         twin = Encoder.load(Path(folder))
-    twin.load_state_dict(encoder.state_dict())
-    require(twin.fingerprint() == mark, "the reloaded encoder has another fingerprint()")
+    lost = "is an option lost by config() or save()?"
+    with saying(f"loading the weights into the reloaded encoder ({lost})"):
+        twin.load_state_dict(encoder.state_dict())
     with torch.no_grad():
-        again = twin.eval()(**twin.collate(samples)).pooled()
-        require(torch.equal(again, encoder(**inputs).pooled()), "the reloaded encoder differs")
-        first = next(iter(encoder.parameters()), None)
-        if first is not None:
-            saved = first.detach().clone()
-            first.add_(1.0)
-            require(encoder.fingerprint() != mark, "fingerprint() ignores a change of weights")
-            first.copy_(saved)
+        again = _features(twin.eval(), samples, " of the reloaded encoder").pooled()
+        expected = _features(encoder, samples).pooled()
+        require(
+            again.shape == expected.shape and torch.equal(again, expected),
+            f"the reloaded encoder differs: {lost}",
+        )
+        require(twin.fingerprint() == mark, "the reloaded encoder has another fingerprint()")
+        for name, tensor in _ends(encoder):
+            saved = tensor.detach().clone()
+            tensor.add_(1.0)
+            changed = encoder.fingerprint() != mark
+            tensor.copy_(saved)
+            require(changed, f"fingerprint() ignores a change of weights ({name!r})")
+
+
+def _ends(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """First and last of the weights; all of them would take long in a large model."""
+    weights = [(n, t) for n, t in module.state_dict().items() if t.is_floating_point()]
+    return [weights[0], weights[-1]] if weights else []
 
 
 def check_stages(encoder: Encoder) -> None:
     """Every parameter lies in at most one stage, and every stage has parameters."""
     seen: dict[int, int] = {}
-    require(bool(encoder.stages), "stages is empty: nothing could ever be fine-tuned")
-    for number, stage in enumerate(encoder.stages):
+    own = {id(p) for p in encoder.parameters()}
+    with saying("stages"):
+        stages = list(encoder.stages)
+    require(bool(stages), "stages is empty: nothing could ever be fine-tuned")
+    for number, stage in enumerate(stages):
+        require(
+            isinstance(stage, nn.Module),
+            f"stage {number} is a {type(stage).__name__}, expected a module",
+        )
         parameters = list(stage.parameters())
         require(bool(parameters), f"stage {number} has no parameters")
         for parameter in parameters:
+            require(id(parameter) in own, f"stage {number} is no part of the encoder")
             before = seen.setdefault(id(parameter), number)
             require(before == number, f"stages {before} and {number} share a parameter")
 
 
 def check_cuts(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4) -> None:
     """At each of `cuts`, `above` of what `below` gives is `forward`, stored row by row too."""
-    whole = encoder(**encoder.collate(list(samples)))
+    whole = _features(encoder, list(samples))
     for depth in encoder.cuts:
         where = f"cut {depth}: "
         require(0 < depth < len(encoder.stages), f"{where}lies between no two stages")
-        with torch.no_grad():
+        with torch.no_grad(), saying(f"{where}below()"):
             together = encoder.below(depth, **encoder.collate(list(samples)))
             alone = [encoder.below(depth, **encoder.collate([sample])) for sample in samples]
         rows = [f.tokens[0, f.mask[0]] for f in alone]
@@ -116,7 +174,8 @@ def check_cuts(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4
         stored = Features(pad_sequence(rows, True), pad_sequence(masks, True))
         for activations, what in ((together, "as they are"), (stored, "padded row by row")):
             encoder.zero_grad()
-            found = encoder.above(depth, activations)
+            with saying(f"{where}above() of the activations {what}"):
+                found = encoder.above(depth, activations)
             gap = float((found.pooled() - whole.pooled()).abs().max().detach())
             require(
                 gap <= tolerance * (1 + float(whole.pooled().abs().max().detach())),
@@ -171,24 +230,41 @@ def _check_fusion(
     tolerance: float,
 ) -> None:
     rows, width, where = 6, 8, f"with {len(widths)} modalities: "
-    fusion = build(widths, width)
+    with saying(f"{where}building it from (widths, width)"):
+        fusion = build(widths, width)
     require(isinstance(fusion, Fusion), f"{type(fusion).__name__} is no subclass of Fusion")
+    require(
+        fusion.widths == widths and fusion.width == width,
+        f"{where}widths and width must be passed on to super().__init__",
+    )
+    check_saved_form(fusion)
+    check_registered(fusion)
     features = random_features(widths, rows, generator)
-    fused = fusion.train()(features)
+    with saying(f"{where}forward"):
+        fused = fusion.train()(features)
+    require(isinstance(fused, Fused), f"{where}forward gave a {type(fused).__name__}, not Fused")
     require(fused.vector.shape == (rows, width), f"{where}vector is {tuple(fused.vector.shape)}")
-    fused.vector.square().sum().backward()
+    with saying(f"{where}the backward pass"):
+        fused.vector.square().sum().backward()
     for name, parameter in fusion.named_parameters():
         reached = parameter.grad is not None and bool(torch.isfinite(parameter.grad).all())
         require(reached, f"{where}parameter {name!r} gets no finite gradient")
     fusion.eval()
 
     def same(other: dict[str, Features], chosen: slice, what: str) -> None:
-        gap = float((fusion(other).vector - vector[chosen]).abs().max())
+        with saying(f"{where}forward with other {what}"):
+            found = fusion(other).vector
+        gap = float((found - vector[chosen]).abs().max())
+        # Not "gap > tolerance", which is False for NaN.
         require(gap <= tolerance, f"{where}the output depends on {what} (gap {gap:.2g})")
 
     with torch.no_grad():
         fused = fusion(features)
         vector = fused.vector
+        require(
+            torch.equal(fusion(features).vector, vector),
+            f"{where}the output differs from call to call in evaluation mode",
+        )
         require(bool(torch.isfinite(vector).all()), f"{where}the output is not finite")
         if fused.weights is not None:
             present = torch.stack([features[n].present for n in sorted(widths)], 1)
@@ -202,49 +278,100 @@ def _check_fusion(
             alone = {n: Features(f.tokens[one], f.mask[one]) for n, f in features.items()}
             same(alone, one, "batch mates")
         same(dict(reversed(features.items())), slice(None), "the order of the modalities")
-        noisy = {
-            n: Features(torch.where(f.mask.unsqueeze(-1), f.tokens, 1e4), f.mask)
-            for n, f in features.items()
-        }
-        same(noisy, slice(None), "padding or the values of an absent modality")
+        for what, here in (("padding", True), ("the values of an absent modality", False)):
+            noisy = {
+                n: Features(
+                    torch.where(
+                        f.mask[..., None] | (f.present != here)[:, None, None], f.tokens, 1e4
+                    ),
+                    f.mask,
+                )
+                for n, f in features.items()
+            }
+            same(noisy, slice(None), what)
         nothing = {n: Features(f.tokens, torch.zeros_like(f.mask)) for n, f in features.items()}
-        empty = fusion(nothing).vector
+        with saying(f"{where}forward on rows without any modality"):
+            empty = fusion(nothing).vector
         require(
             bool(torch.isfinite(empty).all()), f"{where}a row without any modality is not finite"
         )
-        twin = Fusion.from_config(fusion.config()).eval()
-        twin.load_state_dict(fusion.state_dict())  # also checks the names
+        with saying(f"{where}rebuilding it from config() and loading its weights"):
+            twin = Fusion.from_config(fusion.config()).eval()
+            twin.load_state_dict(fusion.state_dict())  # also checks the names
         require(
             torch.equal(twin(features).vector, vector),
-            f"{where}the reloaded fusion differs: are parameters or buffers in a plain list?",
+            f"{where}the reloaded fusion differs: is an option lost by config(), or a tensor kept "
+            "that is neither parameter nor buffer?",
         )
-        half = fusion.to(torch.bfloat16)(
-            {n: Features(f.tokens.bfloat16(), f.mask) for n, f in features.items()}
-        )
+        with saying(f"{where}bf16"):
+            half = fusion.to(torch.bfloat16)(
+                {n: Features(f.tokens.bfloat16(), f.mask) for n, f in features.items()}
+            )
         require(half.vector.dtype == torch.bfloat16, f"{where}bf16 in gave {half.vector.dtype} out")
 
 
 def check_task(task: Task, values: Sequence[Any], width: int = 8) -> None:
-    """Verify the task contract on raw target values of the training column."""
-    task.fit(values)
-    targets = task.encode([*values, None])
-    require(not bool(task.labelled(targets)[-1]), "None must be encoded as unlabelled")
-    head: nn.Module = task.head(width)
-    logits = head(torch.randn(len(targets), width))
-    loss = task.loss(logits, targets)
-    require(loss.shape == (len(targets),), f"loss must be one value per row, found {loss.shape}")
+    """Verify the task contract on raw target values of the training column.
+
+    Raises `ContractError`.
+    """
+    require(isinstance(task, Task), f"{type(task).__name__} is no subclass of Task")
+    rows = len(values) + 1
+    with saying("fit"):
+        task.fit(values)
+    check_saved_form(task)
+    with saying("encode of the values and None"):
+        targets = task.encode([*values, None])
+    require(isinstance(targets, Tensor), f"encode gave a {type(targets).__name__}, not a tensor")
+    require(len(targets) == rows, f"encode gave {len(targets)} targets of {rows} values")
+    with saying("labelled"):
+        labelled = task.labelled(targets)
+    require(
+        labelled.shape == (rows,) and labelled.dtype == torch.bool,
+        f"labelled must be one bool per row, found {tuple(labelled.shape)} {labelled.dtype}",
+    )
+    require(not bool(labelled[-1]), "None must be encoded as unlabelled")
+    known = torch.tensor(
+        [
+            not (value is None or (isinstance(value, float) and math.isnan(value)))
+            for value in values
+        ]
+    )
+    require(torch.equal(labelled[:-1], known), "rows that have a label are not those of labelled")
+    with saying("head"):
+        head: nn.Module = task.head(width)
+        logits = head(torch.randn(rows, width))
+    require(logits.ndim == 2 and len(logits) == rows, f"logits are {tuple(logits.shape)}")
+    with saying("loss"):
+        loss = task.loss(logits, targets)
+    found = tuple(loss.shape)
+    require(loss.shape == (rows,), f"loss must be one value per row, found {found}")
+    require(bool(torch.isfinite(loss).all()), "the loss is not finite")
     require(float(loss[-1].detach()) == 0, "an unlabelled row must have loss 0")
-    weight = task.loss_weight(targets)
+    with saying("loss_weight"):
+        weight = task.loss_weight(targets)
     found = tuple(weight.shape)
     require(weight.shape == loss.shape, f"loss_weight must be one value per row, found {found}")
     require(float(weight[-1]) == 0, "an unlabelled row must have loss_weight 0")
-    loss.sum().backward()
+    with saying("the backward pass"):
+        loss.sum().backward()
     require(all(p.grad is not None for p in head.parameters()), "the head gets no gradient")
-    predictions = task.predict(logits.detach())
-    require(len(predictions) == len(targets), "predict must give one dictionary per row")
-    twin = Task.from_config(task.config())
-    require(torch.equal(twin.encode(values), targets[:-1]), "the reloaded task encodes otherwise")
-    metrics = task.metrics()
-    labelled = task.labelled(targets)
-    metrics.update(logits.detach()[labelled], targets[labelled])
-    require(task.score in metrics.compute(), f"score {task.score!r} is none of the metrics")
+    with saying("predict"):
+        predictions = task.predict(logits.detach())
+    require(len(predictions) == rows, "predict must give one dictionary per row")
+    try:
+        json.dumps(predictions)
+    except TypeError as error:
+        raise ContractError(f"predict must give plain values that JSON holds: {error}") from error
+    with saying("rebuilding it from config()"):
+        twin = Task.from_config(json.loads(json.dumps(task.config())))
+        again = twin.encode(values)
+    require(torch.equal(again, targets[:-1]), "the reloaded task encodes otherwise")
+    with saying("metrics"):
+        metrics = task.metrics()
+        metrics.update(logits.detach()[labelled], targets[labelled])
+        computed = metrics.compute()
+    require(
+        task.score in computed,
+        f"score {task.score!r} is none of the metrics ({', '.join(computed)})",
+    )

@@ -1,13 +1,16 @@
 """The command: what it lists and predicts, one line per error, and nothing heavy before it must."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +18,7 @@ import torch
 
 from mmtransfer import registry
 from mmtransfer.cli import main
+from mmtransfer.data.store import finish_store, store_key, write_shard
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
@@ -128,7 +132,10 @@ def test_an_unreadable_value_is_named_or_counts_as_missing(
     assert answer["weights"] == {"image": 0, "text": 1}
 
 
-@pytest.mark.parametrize("arguments", [[], ["predikt"], ["predict"], ["fusions", "--all"]])
+WRONG = [[], ["predikt"], ["predict"], ["fusions", "--all"], ["cache"], ["cache", "lst"]]
+
+
+@pytest.mark.parametrize("arguments", WRONG)
 def test_a_wrong_command_line_exits_with_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,9 +145,88 @@ def test_a_wrong_command_line_exits_with_2(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def store(cache: Path, number: int, days: int, **about: Any) -> Path:
+    """A feature store that was used some days ago."""
+    key = store_key(number)
+    part, final = cache / "features" / f"{key}.0123abcd.part", cache / "features" / key
+    shard = write_shard(part, 0, [[np.ones((1, 4), np.float32)] * 3], "fp16")
+    found = {"column": "text", "depth": 0, "augmentation": None, "precision": "fp16", "width": 4}
+    found |= {"unreadable": [], "encoder class": "Speaking", "shards": [shard], **about}
+    finish_store(part, final, found)
+    used = time.time() - days * 86400
+    os.utime(final / "store.json", (used, used))
+    return final
+
+
+def test_the_cache_is_listed_with_its_total(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [
+        store(tmp_path, 0, 1),
+        store(tmp_path, 1, 2, depth=3, column="größe"),
+        store(tmp_path, 2, 3, augmentation=[{"text": True}, 1, 0]),
+    ]
+    main(["cache", "list", "--cache", str(tmp_path), "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in found]
+    assert [entry["bytes"] for entry in listed["stores"]] == sizes
+    assert [entry["key"] for entry in listed["stores"]] == [path.name for path in found]
+    assert (listed["bytes"], listed["cache"]) == (sum(sizes), str(tmp_path))
+    monkeypatch.setenv("MMTRANSFER_CACHE", str(tmp_path))
+    main(["cache", "list"])
+    lines = capsys.readouterr().out.splitlines()
+    headings = ["column", "encoder", "what", "rows", "precision", "size", "last used", "key"]
+    assert re.split(r"\s{2,}", lines[0].strip()) == headings
+    expected = ["features", "activations below stage 3", "features, view 2"]
+    for line, path, what in zip(lines[1:4], found, expected, strict=True):
+        shown = re.split(r"\s{2,}", line.strip())
+        assert shown[1:5] == ["Speaking", what, "3", "fp16"]
+        assert shown[-1] == path.name
+    assert lines[2].startswith("größe")
+    assert lines[4:] == [f"3 in {tmp_path}, {sum(sizes) / 1e3:.1f} kB"]
+
+
+def test_the_cache_is_verified_and_pruned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = store(tmp_path, 0, 1), store(tmp_path, 1, 20)
+    main(["cache", "verify", "--cache", str(tmp_path)])
+    assert capsys.readouterr().out == "2 read, 0 damaged\n"
+    (new / "tokens-0.bin").write_bytes(bytes(24))
+    for format in ([], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["cache", "verify", "--cache", str(tmp_path), *format])
+        assert ended.value.code == 1
+        assert f"{new.name}" in (out := capsys.readouterr().out)
+        assert "tokens-0.bin or ends-0.npy is not what was written" in out
+        assert old.name not in out
+    prune = ["cache", "prune", "--cache", str(tmp_path)]
+    size = sum(file.stat().st_size for file in old.iterdir())
+    main([*prune, "--dry_run", "--days", "10"])
+    assert f"1 would be removed, {size / 1e3:.1f} kB" in capsys.readouterr().out
+    assert old.exists()
+    main([*prune, "--days", "10", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert [entry["key"] for entry in said["removed"]] == [old.name]
+    assert (said["bytes"], said["dry_run"]) == (size, False)
+    assert not old.exists()
+    main(prune)
+    assert capsys.readouterr().out == "0 removed, 0.0 kB\n"
+    main([*prune, "--damaged"])
+    out = capsys.readouterr().out
+    assert new.name in out
+    assert "1 removed" in out
+    assert list((tmp_path / "features").iterdir()) == []
+    assert "days must not be negative, found -1.0" in failure([*prune, "--days=-1"], capsys)
+    nowhere = str(tmp_path / "nowhere")
+    assert nowhere in failure(["cache", "list", "--cache", nowhere], capsys)
+
+
 @pytest.mark.parametrize(
     "script",
     [
+        "from mmtransfer.cli import main\ntry: main(['cache', 'prune', '--help'])\n"
+        "except SystemExit as e: assert not e.code",
         "import mmtransfer; mmtransfer.__version__",
         "import mmtransfer.registry, mmtransfer.cli",
         "from mmtransfer.cli import main\ntry: main(['--help'])\n"

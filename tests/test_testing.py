@@ -350,10 +350,10 @@ def test_a_good_fusion_passes() -> None:
         (MatesLeak, "depends on batch mates"),
         (AttentionAcrossTheBatch, "depends on batch mates"),
         (IgnoresMasks, "depends on padding"),
-        (HearsTheAbsent, "absent modality|padding"),
+        (HearsTheAbsent, "depends on padding"),
         (KeepsKeyOrder, "depends on the order of the modalities"),
-        (FactorsInAList, None),
-        (LayersInAList, None),
+        (FactorsInAList, "'factors' is a plain list"),
+        (LayersInAList, "'layers' is a plain list"),
         (WeighsTheAbsent, "an absent modality has a weight"),
         (WeightsMissTheSum, "do not add up to 1"),
         (WeightsOfAnotherShape, r"weights must be \(B, M\)"),
@@ -363,7 +363,7 @@ def test_a_good_fusion_passes() -> None:
         (AlwaysFullPrecision, r"bf16 in gave torch\.float32 out"),
     ],
 )
-def test_a_planted_defect_of_a_fusion_is_named(kind: type[Fusion], message: str | None) -> None:
+def test_a_planted_defect_of_a_fusion_is_named(kind: type[Fusion], message: str) -> None:
     with pytest.raises(ContractError, match=message):
         check_fusion(kind)
 

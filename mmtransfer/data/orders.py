@@ -61,8 +61,9 @@ class BlockShuffled:
 class LengthGrouped:
     """Every row once; the rows of a batch are of similar length, so that little is padding.
 
-    Shuffled rows are sorted by length within chunks of `chunk` batches, then batches are shuffled
-    (as transformers' `group_by_length` does).  A last, smaller batch comes last.
+    Shuffled rows are sorted by length within chunks, then batches are shuffled (as transformers'
+    `group_by_length` does).  A chunk is `chunk` batches, but at most a quarter of the rows, so that
+    the batches of a small data set differ from epoch to epoch.  A last, smaller batch comes last.
 
     lengths: (N,) of each row, in any unit
     """
@@ -73,7 +74,8 @@ class LengthGrouped:
     def __call__(self, epoch: int) -> Tensor:
         generator = generator_of(self.seed, epoch)
         shuffled = torch.randperm(len(self.lengths), generator=generator)
-        chunks = shuffled.split(self.chunk * self.batch_size)
+        quarter = len(self.lengths) // (4 * self.batch_size)
+        chunks = shuffled.split(max(2, min(self.chunk, quarter)) * self.batch_size)
         rows = torch.cat([c[self.lengths[c].argsort(descending=True, stable=True)] for c in chunks])
         whole = len(rows) // self.batch_size
         batches = rows[: whole * self.batch_size].view(whole, self.batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,8 @@ def load_rows(source: str | Path, streaming: bool = False) -> dict[str, Rows]:
     found = {"train": [directory]} if directory.is_file() else parquet_files(directory)
     if not found:
         return _loaded("imagefolder", streaming, data_dir=str(directory))
-    splits = {split: read_parquet(files) for split, files in found.items()}
-    if not streaming:
-        return splits
-    names_of = {split: [str(file) for file in files] for split, files in found.items()}
-    streams = _loaded("parquet", streaming, data_files=names_of)
-    lengths = {split: len(rows) for split, rows in splits.items()}
-    return {split: streams[split].with_length(count) for split, count in lengths.items()}
+    read = stream_parquet if streaming else read_parquet
+    return {split: read(files) for split, files in found.items()}
 
 
 def parquet_files(directory: Path) -> dict[str, list[Path]]:
@@ -67,6 +63,31 @@ def read_parquet(files: list[Path]) -> Rows:
     from mmtransfer.data.parquet import ParquetRows
 
     return ParquetRows(files)
+
+
+def stream_parquet(files: list[Path]) -> Any:
+    """A `Stream` of the rows, columns and kinds that `read_parquet` gives."""
+    import datasets
+
+    from mmtransfer.data.parquet import STREAMED, ParquetRows
+
+    rows = ParquetRows(files)
+    pairs = list(zip(rows.files, rows.metadata, strict=True))
+    used = [(file, footer) for file, footer in pairs if footer.num_rows] or pairs[:1]
+    data = datasets.load_dataset(
+        "parquet",
+        split="train",
+        streaming=True,
+        data_files=[escape(str(file)) for file, _ in used],
+        features=datasets.Features(rows.features),
+        batch_size=STREAMED,  # by default that of the first row group, which may be empty
+    )
+    shards, sizes = data, [footer.num_rows for _, footer in used]
+    if len(rows):
+        shards = finer(data)
+    if shards is not data:
+        sizes = [f.row_group(k).num_rows for _, f in used for k in range(f.num_row_groups)]
+    return Stream(shards, sizes=sizes)
 
 
 def _loaded(source: str, streaming: bool, **options: Any) -> dict[str, Any]:
@@ -212,22 +233,27 @@ def fingerprint_column(rows: Rows, name: str) -> str:
 
 
 def _parts(value: Any) -> Iterable[bytes]:
+    """Bytes that tell a value from all others, of whatever type."""
     if isinstance(value, Mapping):
         if value.get("bytes") is not None:
-            return [value["bytes"]]
-        return [part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))]
+            return _parts(value["bytes"])
+        return [
+            b"{",
+            *(part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))),
+            b"}",
+        ]
     if isinstance(value, bytes):
-        return [value]
+        return [b"bytes", value]
     if isinstance(value, str | Path):
         if not is_file(value):
-            return [str(value).encode()]
+            return [b"str", str(value).encode()]
         found = Path(value).stat()
-        return [str(value).encode(), f"{found.st_size} {found.st_mtime_ns}".encode()]
+        return [b"file", str(value).encode(), f"{found.st_size} {found.st_mtime_ns}".encode()]
     if isinstance(value, list | tuple):
         return [b"[", *(part for item in value for part in _parts(item)), b"]"]
     if hasattr(value, "tobytes") or hasattr(value, "numpy"):  # arrays, tensors, pictures
         kind = (getattr(value, "dtype", None), getattr(value, "mode", None))
         shape = getattr(value, "shape", None) or getattr(value, "size", None)
         raw = value if hasattr(value, "tobytes") else value.detach().cpu().numpy()
-        return [f"{kind} {shape}".encode(), raw.tobytes()]
-    return [repr(value).encode()]
+        return [b"array", f"{kind} {shape}".encode(), raw.tobytes()]
+    return [type(value).__name__.encode(), repr(value).encode()]

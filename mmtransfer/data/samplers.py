@@ -91,3 +91,17 @@ class EvaluationBatches(Sampler[list[int]]):
         ):
             batch = range(k * self.batch_size, min((k + 1) * self.batch_size, self.rows))
             yield list(batch) or [filler(i) for i in first]
+
+
+class GivenBatches(Sampler[list[int]]):
+    """Batches as they are."""
+
+    def __init__(self, batches: list[list[int]]) -> None:
+        self.batches = batches
+        self.start = 0  # batches that are left out
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self.batches[self.start :]

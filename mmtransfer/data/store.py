@@ -9,13 +9,14 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-FORMAT = 2
+FORMAT = 3
 #: how numbers lie in the files, by precision; numpy knows no bfloat16
 DTYPES = {"fp32": "<f4", "fp16": "<f2", "bf16": "<i2"}
 
@@ -38,7 +39,8 @@ class FeatureStore(Sequence["np.ndarray | None"]):
     padding) and `ends-k.npy` (where each row ends), described by `store.json`, written last.
 
     depth: 0 for features; else the stage of the encoder that these activations enter
-    Raises `FileNotFoundError` for a directory that is no complete store.
+    Raises `FileNotFoundError` for a directory that is no complete store, `ValueError` for one whose
+    files are not as they were written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -52,10 +54,17 @@ class FeatureStore(Sequence["np.ndarray | None"]):
         for k, shard in enumerate(self.description["shards"]):
             shape = (shard["tokens"], self.width)
             dtype = np.dtype(DTYPES[self.precision])
-            path = directory / f"tokens-{k}.bin"  # an empty file cannot be mapped
-            mapped = np.memmap(path, dtype, "r", shape=shape) if all(shape) else np.empty(shape)
+            path = directory / f"tokens-{k}.bin"
+            found, expected = path.stat().st_size, dtype.itemsize * shape[0] * shape[1]
+            if found != expected:
+                raise ValueError(f"{path} has {found} bytes, expected {expected}")
+            # An empty file cannot be mapped.
+            mapped = np.memmap(path, dtype, "r", shape=shape) if expected else np.empty(shape)
             self.tokens.append(mapped)
-            self.ends.append(np.load(directory / f"ends-{k}.npy", allow_pickle=False))
+            ends = np.load(directory / f"ends-{k}.npy", allow_pickle=False)
+            if len(ends) != shard["rows"] or (len(ends) and ends[-1] != shard["tokens"]):
+                raise ValueError(f"ends-{k}.npy in {directory} does not fit its rows")
+            self.ends.append(ends)
         self.first = np.cumsum([0, *(len(e) for e in self.ends)])  # first row of each shard
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
@@ -109,13 +118,33 @@ class StoredViews(Sequence["np.ndarray | None"]):
         return self.views[int(self.epoch) % len(self.views)][index]
 
 
+def is_sound(directory: Path) -> bool:
+    """Whether a store is complete and its files have the sizes that they were written with."""
+    try:
+        FeatureStore(directory)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
 def describe(directory: Path) -> dict[str, Any]:
-    """What `store.json` says.  Raises `FileNotFoundError` where there is none that is complete."""
+    """What `store.json` says.
+
+    Raises `FileNotFoundError` where there is none that is complete, `ValueError` for a damaged one.
+    """
     path = directory / "store.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds no complete feature store")
-    description: dict[str, Any] = json.loads(path.read_text())
+    description = json.loads(path.read_text())
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} describes no feature store")
     return description
+
+
+def digest_of(description: Mapping[str, Any]) -> str:
+    """Digest of a description, but for the digest that it holds itself."""
+    rest = {name: value for name, value in description.items() if name != "digest"}
+    return hashlib.blake2b(json.dumps(rest).encode(), digest_size=16).hexdigest()
 
 
 def packed(tokens: np.ndarray, precision: str) -> bytes:
@@ -158,8 +187,12 @@ def write_shard(
                     length += len(tokens)
                 ends.append(length)
         sync(file)
+    with BytesIO() as memory:
+        np.save(memory, np.asarray(ends, dtype=np.int64))
+        data = memory.getvalue()
+    digest.update(data)
     with (directory / f"ends-{shard}.npy").open("wb") as file:
-        np.save(file, np.asarray(ends, dtype=np.int64))
+        file.write(data)
         sync(file)
     return {"rows": len(ends), "tokens": length, "digest": digest.hexdigest()}
 
@@ -175,12 +208,19 @@ def finish_store(directory: Path, final: Path, description: Mapping[str, Any]) -
     description: width, depth, precision, unreadable, shards, and whatever else is good to know
     """
     described = {"format": FORMAT, "created": time.time(), **description}
+    described["digest"] = digest_of(described)
     with (directory / "store.json").open("w") as file:
         file.write(json.dumps(described))
         sync(file)
+    if final.exists() and not is_sound(final):
+        shutil.rmtree(final)
     try:
         directory.rename(final)
     except OSError:
-        if not (final / "store.json").is_file():
+        if not is_sound(final):
             raise
         shutil.rmtree(directory)  # another run finished the same store first
+        return
+    folder = os.open(final.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from math import sqrt
+from statistics import fmean, pstdev
 from typing import Any
 
 from mmtransfer.features import Row
@@ -11,7 +13,7 @@ from mmtransfer.tasks.base import Task
 
 READ = 16  # rows converted at a time
 LOOKED_AT = 64  # rows at the beginning that are checked before training
-EVEN = 8  # shards per part from which on uneven parts do not matter
+EVEN = 8  # parts that differ by one in so many are even enough
 FEW = 64  # shards; of more it takes too long to look at each file for its parts
 MIXED = 4  # shards in the shuffle buffer that are enough
 SIDE_BY_SIDE = 10  # shards that are read in turn where they are larger
@@ -22,6 +24,7 @@ class Stream:
 
     length: rows of one pass, or None where it is not known
     label_names: columns of class numbers that are given as these names
+    sizes: rows of each shard, where they are known
     Raises `ValueError` for rows without a length that are no such data set.
     """
 
@@ -30,6 +33,7 @@ class Stream:
         data: Any,
         length: int | None = None,
         label_names: Mapping[str, Sequence[str]] | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         if not hasattr(data, "shuffle") or not hasattr(data, "num_shards"):
             raise ValueError(
@@ -40,6 +44,9 @@ class Stream:
         splits = data.info.splits or {}
         known = splits.get(str(data.split))
         self.length = length or (known.num_examples or None if known is not None else None)
+        self.sizes = list(sizes) if sizes is not None else None
+        if sizes is not None:
+            self.length = sum(sizes)
         self.label_names = {name: list(names) for name, names in (label_names or {}).items()}
 
     @property
@@ -63,16 +70,12 @@ class Stream:
     def select_columns(self, names: Sequence[str]) -> Stream:
         """The same rows with these columns only."""
         labels = {n: c for n, c in self.label_names.items() if n in names}
-        return Stream(self.data.select_columns(list(names)), self.length, labels)
+        return Stream(self.data.select_columns(list(names)), self.length, labels, self.sizes)
 
     def with_label_names(self, name: str) -> Stream:
         """The same rows with a column of class numbers as their names."""
         names = {**self.label_names, name: self.features[name].names}
-        return Stream(self.data, self.length, names)
-
-    def with_length(self, length: int) -> Stream:
-        """The same rows, of which the caller knows how many there are."""
-        return Stream(self.data, length, self.label_names)
+        return Stream(self.data, self.length, names, self.sizes)
 
     def __iter__(self) -> Iterator[Row]:
         return self._rows(self.data)
@@ -91,6 +94,8 @@ class Stream:
 
         shards = self.data.num_shards
         whole = shards % parts == 0 or shards >= EVEN * parts
+        if self.sizes is not None:
+            whole = whole and nearly_even(self.sizes, parts)
         # Shards read side by side mix better, but cost threads, and seconds at the end of each pass
         # (datasets 5.2, parquet): a buffer that holds several shards has no need of it.
         small = self.length is not None and shards * buffer >= MIXED * self.length
@@ -128,6 +133,18 @@ class Stream:
                 "{'name': 'classification', 'classes': [...]}, or make the column a ClassLabel"
             )
         task.loss_weight(task.encode(values))  # a bad label, or unknown weights, show now
+
+
+def nearly_even(sizes: Sequence[int], parts: int) -> bool:
+    """Whether parts of whole shards, dealt at random, hold about as many rows each.
+
+    That is, whether their sizes deviate by no more than one part in `EVEN`.
+    """
+    dealt = len(sizes) / parts  # shards of a part
+    if sizes.count(0) >= dealt:  # a part might get no row
+        return False
+    drawn = dealt * (len(sizes) - dealt) / max(1, len(sizes) - 1)  # without replacement
+    return pstdev(sizes) * sqrt(drawn) <= fmean(sizes) * dealt / EVEN
 
 
 def is_stream(rows: Any) -> bool:

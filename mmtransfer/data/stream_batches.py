@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from itertools import count, islice
 
@@ -101,23 +102,37 @@ class EvaluationStream(IterableDataset[list[tuple[int, Row]]]):
     """Every row of a stream once, in order, dealt to the processes like `EvaluationBatches`.
 
     Every process, and every worker of it, reads the whole stream and keeps its own batches.
+
+    Attributes:
+        start: batches of this process that are left out
     """
 
     def __init__(self, stream: Stream, batch_size: int, rank: int = 0, processes: int = 1) -> None:
         self.stream, self.batch_size = stream, batch_size
         self.rank, self.processes = rank, processes
+        self.left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers
+
+    @property
+    def start(self) -> int:
+        return int(self.left_out)
+
+    @start.setter
+    def start(self, start: int) -> None:
+        self.left_out.fill_(start)
 
     def __iter__(self) -> Iterator[list[tuple[int, Row]]]:
         worker, workers = worker_of()
+        # The loader takes from its workers in turn: of the batches that are left, not of all.
+        mine = range(self.start + worker, sys.maxsize, workers)
         rows = enumerate(self.stream)
         number, first = -1, list[tuple[int, Row]]()
         for number, batch in enumerate(iter(lambda: list(islice(rows, self.batch_size)), [])):
             first = first or batch
             turn, rank = divmod(number, self.processes)
-            if rank == self.rank and turn % workers == worker:
+            if rank == self.rank and turn in mine:
                 yield batch
         turn, rank = divmod(number, self.processes)
-        if number >= 0 and self.rank > rank and turn % workers == worker:
+        if number >= 0 and self.rank > rank and turn in mine:
             yield [(filler(index), row) for index, row in first]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -34,6 +35,14 @@ class Encoder(nn.Module, Configurable):
     modality: str | None = None
     #: True when the weights come from elsewhere: batch norm then stays in eval mode
     pretrained: bool = False
+    #: what follows the colon of a specification, where `from_pretrained` reads it
+    source: str = "<hub id or directory>"
+
+    def fit(self, values: Iterable[Any]) -> None:
+        """Learn from the training column what the options leave open, where there is such a thing.
+
+        Values may be `None`.  What is learned is part of `config()`; a fitted encoder stays as is.
+        """
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -75,11 +84,12 @@ class Encoder(nn.Module, Configurable):
 
     def identity(self) -> str:
         """All but the weights that the features depend on: class, options, preprocessing."""
-        try:
-            source = inspect.getsource(type(self))  # an edited forward gives other features
-        except (OSError, TypeError):
-            source = ""
-        return json.dumps(self.config(), sort_keys=True, default=str) + source
+        sources = []  # an edited forward gives other features
+        for cls in type(self).__mro__:
+            if issubclass(cls, Encoder) and cls is not Encoder:
+                with contextlib.suppress(OSError, TypeError):
+                    sources.append(inspect.getsource(cls))
+        return json.dumps(self.config(), sort_keys=True, default=str) + "".join(sources)
 
     def save(self, directory: Path) -> None:
         """Write what `load` needs beside the weights: class, options, processors."""
@@ -142,7 +152,8 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
 def build_encoder(spec: str | Encoder, **options: Any) -> Encoder:
     """The encoder that a specification string names.
 
-    `hf:<hub id or directory>`, `kwt:<directory>`, `<package.module>:<Class>` or a registered name;
+    `hf:<hub id or directory>`, `sentence:<...>`, `torchvision:<name>[:<weights>]`, `timm:<name>`,
+    `torchaudio:<BUNDLE>`, `kwt:<directory>`, `<package.module>:<Class>` or a registered name;
     options follow after `?` (`hf:google/vit-base-patch16-224?size=176`) or as keywords.
     Raises `ValueError` for an unknown name or option, with the nearest valid one.
     """
@@ -154,12 +165,18 @@ def build_encoder(spec: str | Encoder, **options: Any) -> Encoder:
         factory: Callable[..., Any] = encoders.get(name)
         if inspect.isclass(factory) and hasattr(factory, "from_pretrained"):
             if not argument:
-                raise ValueError(f"encoder {name!r} needs a source: {name}:<hub id or directory>")
+                wanted = getattr(factory, "source", Encoder.source)
+                raise ValueError(f"encoder {name!r} needs a source: {name}:{wanted}")
             check_options(factory.from_pretrained, options, f"encoder {name!r}")
             encoder = factory.from_pretrained(argument, **options)
         else:
-            if argument:
-                raise ValueError(f"encoder {name!r} takes no argument, found {argument!r}")
+            if argument:  # then a module of that name is meant, if anything
+                try:
+                    factory = import_class(f"{name}:{argument}")
+                except ValueError as error:
+                    raise ValueError(
+                        f"encoder {name!r} takes no argument, found {argument!r} ({error})"
+                    ) from error
             check_options(factory, options, f"encoder {name!r}")
             encoder = factory(**options)
     elif argument:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from mmtransfer.data.augment import build_augmentations
-from mmtransfer.data.collate import Collate, Stored, read_errors
+from mmtransfer.data.collate import Collate, Stored
 from mmtransfer.data.rows import (
     NumberedRows,
     Rows,
@@ -34,12 +32,10 @@ from mmtransfer.training.features import Extraction, stored_features
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.order import check_order, choose_order
 from mmtransfer.training.progress import Progress
-from mmtransfer.training.setup import windows
+from mmtransfer.training.reading import read_windows
 from mmtransfer.training.sharding import unsharded
 from mmtransfer.training.stop import StopSignal
 from mmtransfer.transfer.base import Strategy
-
-WORKER_ATTEMPTS = 3
 
 
 class TrainingData:
@@ -150,27 +146,10 @@ class TrainingData:
         """
         batches = loader.batch_sampler or loader.dataset  # a stream makes its batches by itself
         loader.collate_fn.epoch.fill_(getattr(batches, "epoch", 0))
-        first, done, attempts = getattr(batches, "start", None), 0, 0
-        while True:
-            try:
-                for window in windows(read_errors(loader), size):
-                    if loader.num_workers:
-                        leave_dead_workers_to_the_loader()
-                    for batch in window:
-                        self._note_unreadable(split, batch.unreadable)
-                    yield window
-                    done, attempts = done + 1, 0
-                break
-            except RuntimeError as error:
-                attempts += 1
-                dead = "DataLoader worker" in str(error)
-                if not dead or first is None or attempts > WORKER_ATTEMPTS:
-                    raise
-                self.progress.line(f"replaced killed loader workers ({first_line(error)})")
-                loader._iterator = None  # the dead ones
-                batches.start = first + done
-        if first is not None:
-            batches.start = 0
+        for window in read_windows(loader, size, self.progress.line):
+            for batch in window:
+                self._note_unreadable(split, batch.unreadable)
+            yield window
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, of this process."""
@@ -243,7 +222,7 @@ class TrainingData:
             started = time.perf_counter()
             with self.progress.bar(title, len(rows)) as advance, unsharded(self.model):
                 store, encoded = stored_features(
-                    wanted, self.options, self.accelerator, advance, self.stop
+                    wanted, self.options, self.accelerator, advance, self.stop, self.progress.line
                 )
             stores.append(store)
             self.encoded_rows += encoded
@@ -305,16 +284,3 @@ class TrainingData:
         for name, rows in found.items():
             if rows:
                 self.unreadable.setdefault(split, {}).setdefault(name, set()).update(rows)
-
-
-def leave_dead_workers_to_the_loader() -> None:
-    """Without torch's handler, which raises wherever the loop is when a worker dies.
-
-    The loader looks by itself while it waits for a batch.
-    """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -32,7 +32,7 @@ FREE = (
     "on_oom",
 )
 #: options whose change leaves the course of training, but not its last digits
-INEXACT = ("accumulation", "precision", "feature_precision", "prefix_cache")
+INEXACT = ("accumulation", "precision", "feature_precision", "prefix_cache", "compile")
 
 
 def identity(
@@ -90,7 +90,7 @@ def digest_of(model: torch.nn.Module, without: set[str]) -> str:
     for name, parameter in model.named_parameters():
         if name not in without:
             digest.update(name.encode())
-            digest.update(whole(parameter).view(torch.uint8).numpy().tobytes())
+            digest.update(whole(parameter).reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

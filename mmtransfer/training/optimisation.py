@@ -11,10 +11,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mmtransfer.features import Batch, Inputs, Outputs
+from mmtransfer.features import Activations, Batch, Inputs, Outputs
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.options import TrainingOptions
-from mmtransfer.training.setup import rate_curve, synchronise_batch_norm
+from mmtransfer.training.setup import (
+    compile_encoders,
+    forget_compiled,
+    rate_curve,
+    synchronise_batch_norm,
+)
 from mmtransfer.training.sharding import is_sharded, load_optimizer_state, optimizer_state
 from mmtransfer.transfer.base import Phase, Strategy
 
@@ -58,6 +63,8 @@ class Optimisation:
             # A modality that the batch of one process lacks leaves its encoder without a gradient.
             tuned = any(is_trainable(encoder) for encoder in model.encoders.values())
             accelerator.ddp_handler.find_unused_parameters = tuned
+        if options.compile:
+            compile_encoders(model)
         self.model: nn.Module
         if is_sharded(model):  # by an earlier phase: it stays so
             self.model, self.optimizer = model, accelerator.prepare_optimizer(inner)
@@ -151,7 +158,9 @@ class Optimisation:
             return []
         names = [name for name, encoder in self.plain.encoders.items() if is_trainable(encoder)]
         parts = [[batch.inputs.get(name) for batch in window] for name in names]
-        counts = [sum(len(p.rows) for p in ps if isinstance(p, Inputs)) for ps in parts]
+        counts = [
+            sum(len(p.rows) for p in ps if isinstance(p, Inputs | Activations)) for ps in parts
+        ]
         found = self.accelerator.reduce(torch.tensor(counts, device=self.accelerator.device))
         return [name for name, count in zip(names, found.tolist(), strict=True) if not count]
 
@@ -181,6 +190,7 @@ class Optimisation:
     def release(self) -> None:
         """Take the model out of its wrapping."""
         self.optimizer.zero_grad(set_to_none=True)
+        forget_compiled(self.plain)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         # Not free_memory(), whose garbage collection takes longer than many steps.
         self.accelerator._models.clear()

@@ -42,6 +42,8 @@ class TrainingOptions:
         accumulation: micro-batches per step, each of batch_size / accumulation / processes rows
         evaluation_batch_size: rows per process and forward pass without gradients
         precision: "no", "bf16" or "fp16" (autocast; fp16 needs a GPU)
+        compile: torch.compile the encoders that train (slow first steps, needs a C++ compiler; a
+            resumed run then agrees to rounding, not to the last digit)
         clip: largest gradient norm, 0 for no clipping
         patience: epochs of a phase without a better validation score before it ends, 0 for never
         order: of the training rows: "shuffled"; "length" puts rows of similar length into a batch,
@@ -76,6 +78,7 @@ class TrainingOptions:
     accumulation: int = 1
     evaluation_batch_size: int = 64
     precision: str = "no"
+    compile: bool = False
     clip: float = 1.0
     patience: int = 0
     order: str = "shuffled"

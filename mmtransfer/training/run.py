@@ -16,7 +16,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from mmtransfer.data.rows import SPLITS, Rows, check_rows, columns_of, fit_task
+from mmtransfer.data.rows import SPLITS, Rows, check_rows, column, columns_of, fit_task
 from mmtransfer.encoders.base import Encoder, build_encoders
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
@@ -39,16 +39,28 @@ def build_model(
     seed: int = 0,
     **fusion_options: Any,
 ) -> TransferModel:
-    """A model whose parts are named by specifications; tasks learn their classes from `train`."""
+    """A model whose parts are named by specifications.
+
+    Tasks learn their classes, and encoders of tables their columns, from `train`.
+    """
     set_seed(seed)
     built = build_encoders(encoders)
+    for name, encoder in built.items():
+        if type(encoder).fit is not Encoder.fit:  # none of the others' values are read
+            if name not in columns_of(train):
+                raise no_column(name, train)
+            encoder.fit(column(train, name))
     fused = build_fusion(fusion, {n: e.width for n, e in built.items()}, width, **fusion_options)
     targets = {name: build_task(spec) for name, spec in tasks.items()}
     for name, task in targets.items():
         if name not in columns_of(train):
-            raise ValueError(f"the data has no column {name!r}.{nearest(name, columns_of(train))}")
+            raise no_column(name, train)
         fit_task(task, train, name)
     return TransferModel(built, fused, targets)
+
+
+def no_column(name: str, rows: Rows) -> ValueError:
+    return ValueError(f"the data has no column {name!r}.{nearest(name, columns_of(rows))}")
 
 
 def run(

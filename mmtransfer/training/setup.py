@@ -1,4 +1,4 @@
-"""What stands around the loop: the accelerator, the rate curve, the windows of micro-batches."""
+"""What stands around the loop: the accelerator, the rate curve, what processes share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ctypes
 import gc
 import math
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
@@ -25,8 +25,7 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from mmtransfer.features import Batch
-from mmtransfer.model import TransferModel
+from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.registry import nearest
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.transfer.base import Phase
@@ -131,15 +130,30 @@ def synchronise_batch_norm(model: TransferModel, accelerator: Accelerator) -> No
                     setattr(part, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
+def compile_encoders(model: TransferModel) -> None:
+    """Compile the encoders that train, in place: names of parameters and modules stay.
+
+    Raises `ValueError` where there is no compiler.
+    """
+    compilers = (os.environ.get("CXX") or "g++", "c++", "clang++")
+    if not any(shutil.which(name) for name in compilers):
+        raise ValueError(
+            f"compile needs a C++ compiler, found none of {', '.join(compilers)}: install one, or "
+            "leave compile off"
+        )
+    for encoder in model.encoders.values():
+        if is_trainable(encoder):
+            encoder.compile()
+
+
+def forget_compiled(model: TransferModel) -> None:
+    """Undo `compile_encoders`."""
+    for encoder in model.encoders.values():
+        encoder._compiled_call_impl = None
+
+
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     """Give all processes the running statistics of the first, which is the one that saves them."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
-
-
-def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """The micro-batches of one optimiser step at a time."""
-    batches = iter(loader)
-    while window := list(islice(batches, size)):
-        yield window

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mmtransfer.data.rows import read_parquet
@@ -38,7 +38,9 @@ def test_the_peak_is_seen(memory):
     sampler = memory.Sampler()
     sampler.start()
     before = memory.status("RssAnon")
-    held = np.ones(2**25, np.uint8)
+    # Not memory that an allocator had before.
+    held = mmap.mmap(-1, 2**25, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    held.write(b"1" * len(held))
     time.sleep(0.5)
     sampler.done.set()
     sampler.join(5)

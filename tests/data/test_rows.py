@@ -130,3 +130,9 @@ def test_values_that_print_alike_differ():
     for values in kinds:
         first, second = (fingerprint_column([{"v": value}], "v") for value in values)
         assert first != second
+
+
+def test_a_fingerprint_tells_values_of_other_types_apart():
+    values = [None, "None", 1, "1", 1.0, b"1", ["1"], [1], {"a": 1}, True, np.int64(1)]
+    found = {fingerprint_column([{"x": value}], "x") for value in values}
+    assert len(found) == len(values)

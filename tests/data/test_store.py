@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtransfer.data.store import FeatureStore, finish_store, write_shard
+from mmtransfer.data.store import FeatureStore, StoredViews, finish_store, is_sound, write_shard
 
 
 def build(root, shards, width, name="store", precision="fp32"):
@@ -72,3 +73,47 @@ def test_a_row_beyond_the_end_is_an_index_error(tmp_path):
     store = build(tmp_path, [[np.ones((1, 2), np.float32)]], 2)
     with pytest.raises(IndexError, match="row 1 of a feature store of 1 rows"):
         store[1]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_is_what_torch_makes_of_it(tmp_path, precision):
+    rows = [np.random.default_rng(k).normal(size=(k, 3)).astype(np.float32) for k in (1, 4, 2)]
+    store = build(tmp_path, [rows], 3, precision=precision)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    for i, row in enumerate(rows):
+        rounded = torch.from_numpy(row).to(dtype).float().numpy()
+        assert store[i].dtype == np.float32
+        assert np.array_equal(store[i], rounded)
+    assert (store.directory / "tokens-0.bin").stat().st_size == 2 * 3 * 7
+
+
+def test_what_is_too_large_for_fp16_is_an_error_and_not_infinite(tmp_path):
+    with pytest.raises(OverflowError, match="7e.04, too large for fp16: store fp32 or bf16"):
+        write_shard(tmp_path, 0, [[np.full((1, 2), 7e4, np.float32)]], "fp16")
+
+
+@pytest.mark.parametrize("file", ["tokens-0.bin", "ends-0.npy", "store.json"])
+@pytest.mark.parametrize("size", [0, 20])
+def test_a_damaged_store_is_no_sound_one_and_gives_way_to_a_new_one(tmp_path, file, size):
+    rows = [np.ones((2, 3), np.float32), None, np.full((1, 3), 2, np.float32)]
+    store = build(tmp_path, [rows], 3)
+    assert is_sound(store.directory)
+    path = store.directory / file
+    path.write_bytes(path.read_bytes()[:size])
+    assert not is_sound(store.directory)
+    again = build(tmp_path, [rows], 3)
+    assert np.array_equal(again[0], rows[0])
+    assert again[1] is None
+
+
+def test_views_take_turns_by_epoch(tmp_path):
+    views = [
+        build(tmp_path, [[np.full((1, 2), k, np.float32)]], 2, name=f"view-{k}") for k in range(3)
+    ]
+    epoch = torch.zeros((), dtype=torch.int64)
+    stored = StoredViews(views, epoch)
+    seen = []
+    for number in range(5):
+        epoch.fill_(number)
+        seen.append(float(stored[0][0, 0]))
+    assert seen == [0, 1, 2, 0, 1]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections import Counter
+from itertools import accumulate, chain, islice, pairwise
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmtransfer.data.rows import (
     check_rows,
@@ -15,7 +20,7 @@ from mmtransfer.data.rows import (
     load_rows,
     with_label_names,
 )
-from mmtransfer.data.stream import Stream, is_stream
+from mmtransfer.data.stream import Stream, is_stream, nearly_even
 from mmtransfer.data.stream_batches import steps_of
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.tasks.base import Task
@@ -132,3 +137,122 @@ def test_a_hub_says_how_many_rows_a_split_has():
     assert Stream(raw).length is None
     for stream in (Stream(known), with_label_names(known, "y"), Stream(known.shuffle(seed=0))):
         assert stream.length == 10
+
+
+def write(folder, name: str, *tables: pa.Table, group: int = 1000):
+    """Shards of a split, as `name-0.parquet` and so on."""
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"{name}-{number}.parquet", row_group_size=group)
+
+
+VALUES = {
+    "text": st.none() | st.text("ab", max_size=2),
+    "picture": st.none() | st.fixed_dictionaries({"bytes": st.none() | st.binary(max_size=2)}),
+    "y": st.none() | st.integers(0, 3),
+    "words": st.none() | st.lists(st.none() | st.sampled_from("xy"), max_size=2),
+}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.fixed_dictionaries(VALUES), max_size=7),
+            st.sets(st.sampled_from(list(VALUES))),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 4),
+    st.integers(1, 6),
+)
+@settings(deadline=None, max_examples=40)
+def test_streamed_shards_are_those_read_by_number(tmp_path_factory, shards, group, parts):
+    """Whatever is missing in a shard, or all of it; and the parts hold every row once."""
+    folder, tables = tmp_path_factory.mktemp("shards"), []
+    for rows, missing in shards:
+        values = [{name: None if name in missing else row[name] for name in row} for row in rows]
+        columns = {name: [row[name] for row in values] for name in VALUES}
+        tables.append(pa.table(columns))  # a column of None alone has the type null
+    write(folder, "train", *tables, group=group)
+    known = load_rows(folder)["train"]
+    stream = load_rows(folder, streaming=True)["train"]
+    expected = list(known)
+    assert stream.features == known.features
+    assert list(stream) == expected
+    assert stream.length == len(expected)
+    assert stream.data.num_shards == len(stream.sizes)
+    dealt = chain(*(stream.part(number, parts, 0, 1, 1000) for number in range(parts)))
+    assert Counter(map(str, dealt)) == Counter(map(str, expected))
+
+
+def test_a_split_may_have_columns_that_others_lack(tmp_path):
+    write(tmp_path, "train", pa.table({"n": [1, 2], "text": ["a", None]}))
+    write(tmp_path, "val", pa.table({"extra": [0.5], "n": [3], "text": ["b"]}))
+    write(tmp_path, "test", pa.table({"n": pa.array([None], pa.null())}))
+    streams, known = load_rows(tmp_path, streaming=True), load_rows(tmp_path)
+    assert {split: list(rows) for split, rows in streams.items()} == {
+        split: list(rows) for split, rows in known.items()
+    }
+    assert streams["validation"].column_names == ["extra", "n", "text"]
+
+
+def test_no_rows_at_all_are_said_to_be_none(tmp_path):
+    empty = pa.table({"text": pa.array([], pa.string()), "y": pa.array([], pa.string())})
+    write(tmp_path, "train", empty, empty)
+    with pq.ParquetWriter(tmp_path / "val.parquet", empty.schema):
+        pass  # no row group either
+    for split, rows in load_rows(tmp_path, streaming=True).items():
+        assert list(rows) == []
+        with pytest.raises(ValueError, match=f"the {split} data has no rows"):
+            check_rows(rows, {}, {"y": Classification(["a"])}, split)
+
+
+def test_an_empty_row_group_is_no_matter(tmp_path):
+    table = pa.table({"n": list(range(5))})
+    with pq.ParquetWriter(tmp_path / "train.parquet", table.schema) as writer:
+        for start, rows in ((0, 0), (0, 3), (3, 0), (3, 2)):
+            writer.write_table(table.slice(start, rows))
+    stream = load_rows(tmp_path, streaming=True)["train"]
+    assert [row["n"] for row in stream] == list(range(5))
+    for parts in (1, 2, 4):
+        found = [[r["n"] for r in stream.part(k, parts, 0, 0, 1000)] for k in range(parts)]
+        assert sorted(chain(*found)) == list(range(5))
+        assert all(found)
+
+
+def test_a_directory_with_a_pattern_in_its_name_can_be_streamed(tmp_path):
+    folder = tmp_path / "run[1]*?"
+    folder.mkdir()
+    write(folder, "train", pa.table({"n": [1, 2]}))
+    assert [row["n"] for row in load_rows(folder, streaming=True)["train"]] == [1, 2]
+
+
+@pytest.mark.parametrize("sizes", [[40, 2], [30, 3, 3, 3, 3], [5, 0, 5], [100] + [1] * 23])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_uneven_shards_are_dealt_row_by_row(tmp_path, sizes, parts):
+    """Else a small part would come again and again while others had not come once."""
+    edges = list(accumulate(sizes, initial=0))
+    tables = [pa.table({"n": list(range(a, b))}) for a, b in pairwise(edges)]
+    write(tmp_path, "train", *tables)
+    stream = load_rows(tmp_path, streaming=True)["train"].select_columns(["n"])
+    found = [[row["n"] for row in stream.part(k, parts, 0, 0, 1000)] for k in range(parts)]
+    assert sorted(chain(*found)) == list(range(sum(sizes)))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 5))
+@settings(deadline=None)
+def test_whole_shards_only_where_parts_come_out_even(sizes, parts):
+    even = nearly_even(sizes, parts)
+    assert even == nearly_even([7 * size for size in sizes], parts)
+    if even and len(sizes) % parts == 0:  # then the emptiest part that can be drawn has rows
+        assert sum(sorted(sizes)[: len(sizes) // parts])
+    assert nearly_even([size or 1 for size in sizes], 1)
+    assert nearly_even([9] * len(sizes), parts)
+
+
+def test_large_data_is_read_by_whole_shards():
+    """Files of ten full row groups and a rest: nobody reads what is another's."""
+    sizes = [*[1000] * 10, 300] * 16
+    assert nearly_even(sizes, 8)
+    assert not nearly_even([*sizes, 50_000], 8)

@@ -6,9 +6,12 @@ from collections import Counter
 from itertools import chain
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
+from mmtransfer.data.rows import load_rows
 from mmtransfer.data.stream import Stream
 from mmtransfer.data.stream_batches import EvaluationStream, TrainStream, steps_of
 
@@ -99,6 +102,44 @@ def test_evaluation_deals_every_row_once(rows, processes, workers):
     for batches in ranks:
         assert all(len({i >= 0 for i, _ in batch}) == 1 for batch in batches)  # whole fillers
         assert all(row["n"] == max(i, ~i) for i, row in chain(*batches))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("start", [1, 2, 4])
+def test_a_start_leaves_out_batches_of_an_evaluation(start, processes, workers):
+    for rank in range(processes):
+        batches = EvaluationStream(Stream(make(27, 1)), 3, rank, processes)
+        whole = read(batches)
+        batches.start = start
+        assert read(batches, workers) == whole[start:]
+
+
+def test_a_start_reaches_workers_that_live_on():
+    batches = EvaluationStream(Stream(make(27, 1)), 3)
+    loader = DataLoader(batches, batch_size=None, num_workers=2, persistent_workers=True)
+    whole = list(loader)
+    for start in (5, 0):
+        batches.start = start
+        assert list(loader) == whole[start:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [[36], [30, 6], [20, 1, 0, 3, 12]])
+def test_shards_of_any_number_and_size_give_each_row_once(tmp_path, sizes, processes, workers):
+    """In a pass over the ranks and workers, fewer shards than these included."""
+    start = 0
+    for number, size in enumerate(sizes):
+        table = pa.table({"n": list(range(start, start + size))})
+        pq.write_table(table, tmp_path / f"train-{number}.parquet")
+        start += size
+    stream = load_rows(tmp_path, streaming=True)["train"]
+    dealt = [
+        read(TrainStream(stream, 6, 0, 6, 1, rank, processes), workers) for rank in range(processes)
+    ]
+    assert sorted(values(chain(*dealt))) == list(range(36))
 
 
 def test_a_stream_without_a_length_needs_steps():

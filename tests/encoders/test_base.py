@@ -1,5 +1,6 @@
 """Specification strings, encoders of anybody's own, saving and loading, fingerprints, stages."""
 
+import importlib
 import json
 import pickle
 import sys
@@ -253,3 +254,25 @@ def test_only_the_collate_travels_to_workers() -> None:
     encoder = Layered()
     copy = pickle.loads(pickle.dumps(encoder.collate))
     assert torch.equal(copy([[1, 2]])["ids"], encoder.collate([[1, 2]])["ids"])
+
+
+@pytest.mark.parametrize("edited", ["Parent", "Child"])
+def test_an_edited_forward_is_another_identity_in_a_parent_too(tmp_path, monkeypatch, edited):
+    text = """
+from mmtransfer import Encoder
+class Parent(Encoder):
+    width = 1
+    def forward(self, x):
+        return x  # Parent
+class Child(Parent):
+    def scale(self, x):
+        return x  # Child
+"""
+    found = []
+    for number, source in enumerate((text, text.replace(f"x  # {edited}", "2 * x"))):
+        name = f"edited_{edited}_{number}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        child = importlib.import_module(name).Child
+        found.append(child().identity().replace(name, ""))
+    assert found[0] != found[1]

@@ -32,9 +32,12 @@ def main(saved: str, output: str) -> None:
         row["audio"] = row["audio"] if i % 9 == 0 else None  # often a process has no sound at all
     test = product_rows("target/test", rows=23)
     results = {}
-    for name in ("linear_probe", "lp_ft"):
-        short = {"probe_epochs": 1, "epochs": 2} if name == "lp_ft" else {"epochs": 2}
-        strategy: Strategy = build_strategy(name, **short)
+    strategies = {
+        "linear_probe": build_strategy("linear_probe", epochs=2),
+        "lp_ft": build_strategy("lp_ft", probe_epochs=1, epochs=2),
+        "top_stages": Strategy([Phase(2, lr=1e-3, encoder_lr=1e-3, top_stages=1)]),
+    }
+    for name, strategy in strategies.items():
         model = build_model(TINY, TASKS, train, "gated", 16, seed=0)
         options = TrainingOptions(batch_size=10, evaluation_batch_size=5, progress=False)
         trainer = Trainer(model, train, test, strategy, options)

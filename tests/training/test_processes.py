@@ -65,16 +65,17 @@ def test_evaluation_of_the_same_weights_is_exactly_the_same(results, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
-def test_stored_features_are_exactly_the_same(results, processes):
-    stored = results[1]["linear_probe"]["stored"]
+@pytest.mark.parametrize("strategy", ["linear_probe", "top_stages"])
+def test_stored_features_are_exactly_the_same(results, processes, strategy):
+    stored = results[1][strategy]["stored"]
     assert set(stored) == {"image", "text", "audio"}
     assert len(stored["text"]) == 37
-    assert results[processes]["linear_probe"]["stored"] == stored
+    assert results[processes][strategy]["stored"] == stored
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
-@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "top_stages"])
 def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss."""
     found = results[processes][strategy]["losses"]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.reading import windows
 from mmtransfer.training.run import (
     build_model,
     check_output,
@@ -17,7 +18,7 @@ from mmtransfer.training.run import (
     run,
     write_config,
 )
-from mmtransfer.training.setup import make_accelerator, rate_curve, windows
+from mmtransfer.training.setup import make_accelerator, rate_curve
 from mmtransfer.transfer.base import Phase, build_strategy
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,6 +84,30 @@ def test_evaluation_of_a_stream_is_that_of_its_rows(directory):
         trainer = Trainer(model, whole["train"], None, strategy, chosen)
         streams = load_rows(directory, streaming=True)
         assert trainer.evaluate(streams["test"]) == trainer.evaluate(whole["test"])
+
+
+def test_killed_workers_are_replaced_in_a_streamed_evaluation(directory, monkeypatch):
+    whole = load_rows(directory)
+    model = build_model(TINY, {"category": "classification"}, whole["train"], "gated", 16)
+    chosen = options(evaluation_batch_size=1, workers=2)
+    trainer = Trainer(model, whole["train"], None, Strategy([Phase(1)]), chosen)
+    stream = load_rows(directory, streaming=True)["test"]
+    expected, calls, plain = trainer.evaluate(whole["test"]), 0, model.forward
+
+    def forward(*batch):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+        return plain(*batch)
+
+    lines: list[str] = []
+    monkeypatch.setattr(trainer.progress, "line", lines.append)
+    monkeypatch.setattr(model, "forward", forward)
+    assert trainer.evaluate(stream) == expected
+    assert len(lines) == 1
+    assert lines[0].startswith("replaced killed loader workers")
 
 
 def test_steps_come_from_the_length_of_the_stream(directory, products):
