@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mmtransfer.features import Activations, Batch, Inputs, Outputs
@@ -36,6 +37,17 @@ class Step:
     wrong: Tensor
     rate: float
     rows: list[Tensor]
+
+
+def not_finite(what: str, found: Step) -> FloatingPointError:
+    """An error that names the rows of a step; all processes ask together."""
+    mine = torch.cat(found.rows).tolist()
+    rows = sorted(row for row in gather_object(mine) if row >= 0)
+    shown = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
+    return FloatingPointError(
+        f"{what}, in training rows {shown}: look at these rows, lower the rates, or leave "
+        "such steps out with on_nan='skip'"
+    )
 
 
 class Optimisation:

@@ -41,9 +41,9 @@ def restore_data(saved: Checkpoint, data: TrainingData, accelerator: Accelerator
         )
 
 
-def exactness(saved: Checkpoint, setting: Mapping[str, Any]) -> str:
-    """How a run goes on from a checkpoint under a setting."""
+def exactness(saved: Checkpoint, step: int, setting: Mapping[str, Any]) -> str:
+    """One line about how a run goes on from a checkpoint under a setting."""
     changed = what_changed(saved.state("training")["setting"], setting)
-    if not changed:
-        return "exactly as it was"
-    return f"the same plan, but not to the last digit ({'; '.join(changed)})"
+    how = f"the same plan, but not to the last digit ({'; '.join(changed)})"
+    how = how if changed else "exactly as it was"
+    return f"goes on after step {step} of {saved.directory.name}, {how}"

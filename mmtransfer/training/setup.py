@@ -55,6 +55,13 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
     return accelerator
 
 
+def launched_as(options: TrainingOptions, accelerator: Accelerator) -> str:
+    """One line about the processes that a run really has."""
+    count, device = accelerator.num_processes, accelerator.device.type
+    processes = f"{count} process{'es' if count > 1 else ''} on {device}"
+    return f"{processes}, {options.batch_size} rows per step, precision {options.precision}"
+
+
 def check_trackers(names: list[str]) -> None:
     """Raise `ValueError` for a tracker that accelerate does not know or that is not installed."""
     known = [str(kind) for kind in LoggerType if kind != LoggerType.ALL]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
@@ -29,12 +29,12 @@ from mmtransfer.training.checkpoint import (
 from mmtransfer.training.data import TrainingData
 from mmtransfer.training.identity import digest_of, identity, setting
 from mmtransfer.training.log import Log, summary
-from mmtransfer.training.optimisation import Optimisation, Step
+from mmtransfer.training.optimisation import Optimisation, Step, not_finite
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
 from mmtransfer.training.record import fingerprints
 from mmtransfer.training.resume import accepted, exactness, restore_data
-from mmtransfer.training.setup import make_accelerator, share_buffers
+from mmtransfer.training.setup import launched_as, make_accelerator, share_buffers
 from mmtransfer.training.sharding import load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
@@ -128,7 +128,10 @@ class Trainer:
             self.leave_if_asked()
             saved, self.saved = self.saved, None
             set_seed(self.options.seed, device_specific=True)
-            self._announce(saved)
+            if self.output is not None:  # the lines of many short runs would bury everything
+                self.progress.line(launched_as(self.options, self.accelerator))
+                if saved is not None:
+                    self.progress.line(exactness(saved, self.step, self._setting()))
             self.log.begin(self.step, len(self.history))
             for number in range(self.position.phase, len(self.strategy.phases)):
                 self._fit_phase(number, self.strategy.phases[number], saved)
@@ -175,7 +178,7 @@ class Trainer:
                     loader, batches = self.data.train_loader(self.accumulation)
             self.seconds["training"] += time.perf_counter() - started
             self._end_epoch(batches.steps)
-            if self.output is not None:  # the lines of many short runs would bury everything
+            if self.output is not None:
                 self.progress.line(f"{title}  {summary(self.history[-1])}")
         self.optimisation.release()
         self.optimisation = None
@@ -217,9 +220,9 @@ class Trainer:
         for k, loss in enumerate(losses if self.options.on_nan == "raise" else ()):
             number = self.step + k + 1
             if not math.isfinite(loss):
-                self._blame(f"the loss of step {number} is {loss}", pending[k])
+                raise not_finite(f"the loss of step {number} is {loss}", pending[k])
             if wrong[k]:
-                self._blame(f"the gradients of step {number} are not finite", pending[k])
+                raise not_finite(f"the gradients of step {number} are not finite", pending[k])
         rates = [s.rate for s in pending]
         where = {"phase": self.position.phase + 1, "epoch": len(self.history) + 1}
         told = self.log.steps(self.step + 1, losses, rates, where, n * self.options.batch_size)
@@ -227,15 +230,6 @@ class Trainer:
         self.skipped_steps += sum(count > 0 for count in wrong)
         self.progress.show(loss=sum(losses) / n, **told)
         return max(1, min(LOOK_STEPS, int(LOOK_SECONDS / max(pace, 1e-9)))), stop > 0, due > 0
-
-    def _blame(self, what: str, found: Step) -> None:
-        mine = torch.cat(found.rows).tolist()
-        rows = sorted(row for row in gather_object(mine) if row >= 0)
-        shown = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
-        raise FloatingPointError(
-            f"{what}, in training rows {shown}: look at these rows, lower the rates, or leave "
-            "such steps out with on_nan='skip'"
-        )
 
     def _halve_batches(self, error: RuntimeError) -> None:
         """After running out of memory: twice the micro-batches per step, each of half the rows."""
@@ -376,17 +370,6 @@ class Trainer:
             set_random_state(mine["random"])
         else:
             set_seed(self.options.seed + self.step, device_specific=True)
-
-    def _announce(self, saved: Checkpoint | None) -> None:
-        if self.output is None:
-            return
-        count, device = self.accelerator.num_processes, self.accelerator.device.type
-        processes = f"{count} process{'es' if count > 1 else ''} on {device}"
-        batch = f"{self.options.batch_size} rows per step"
-        self.progress.line(f"{processes}, {batch}, precision {self.options.precision}")
-        if saved is not None:
-            how = exactness(saved, self._setting())
-            self.progress.line(f"goes on after step {self.step} of {saved.directory.name}, {how}")
 
     def leave_if_asked(self) -> None:
         """After a SIGTERM of any process: out, on all of them together; all ask together."""
