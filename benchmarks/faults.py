@@ -37,12 +37,13 @@ from rich.table import Table
 
 import mmtransfer.training.checkpoint as checkpoint
 import mmtransfer.training.features as features
+import mmtransfer.training.run as run_module
 import mmtransfer.training.trainer as trainer_module
 from mmtransfer.data.products import product_rows
 from mmtransfer.methods.base import Method
 from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
-from mmtransfer.training.run import build_model, check_output
+from mmtransfer.training.run import build_model, check_output, run
 from mmtransfer.training.setup import end_processes
 from mmtransfer.training.stop import Stopped
 from mmtransfer.training.surroundings import hardware, versions
@@ -79,6 +80,10 @@ class Plan:
     poison: int = 0  # the loss of this step is no number
     without_rights: bool = False  # run by nobody in particular, even if root started this
     memory: int = 0  # forward passes of more rows than this find none
+    whole: bool = False  # `run`, with the model and the metrics in the output directory
+    overwrite: bool = False
+    other: bool = False  # one training text is another
+    unreadable: bool = False  # one training picture is no picture
 
 
 class Act(Method):
@@ -121,9 +126,9 @@ def kill_a_worker() -> None:
     multiprocessing.active_children()[0].kill()
 
 
-def fill_the_disk() -> None:
-    """No file may grow beyond 50 kB from now on: writes fail as they do on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+def fill_the_disk(size: int = 50_000) -> None:
+    """No file may grow beyond some bytes from now on: writes fail as they do on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def act_within(module: Any, name: str, number: int, act: Callable[[], None]) -> None:
@@ -157,9 +162,19 @@ def train(output: Path, plan: Plan) -> None:
     options = TrainingOptions(
         **{"batch_size": 10, "evaluation_batch_size": 7, **chosen, **plan.options}
     )
-    check_output(output, resume=plan.resume)
-    model = build_model(TINY, TASKS, TRAIN, "gated", 16, seed=0, dropout=0.2)
-    trainer = Trainer(model, TRAIN, VALIDATION, strategy, options, output)
+    rows = [dict(row) for row in TRAIN]
+    rows[7] |= {"text": "something else"} if plan.other else {}
+    rows[8] |= {"image": b"no picture"} if plan.unreadable else {}
+    if not plan.whole:
+        check_output(output, resume=plan.resume)
+    model = build_model(TINY, TASKS, rows, "gated", 16, seed=0, dropout=0.2)
+    if plan.whole:
+        splits = {"train": rows, "validation": VALIDATION}
+        again = {"resume": plan.resume, "overwrite": plan.overwrite}
+        run(model, splits, strategy, options, output, arguments=plan.options, **again)
+        end_processes()
+        return
+    trainer = Trainer(model, rows, VALIDATION, strategy, options, output)
     history = trainer.fit(plan.resume)
     trainer.save(output.with_suffix(".model"))
     if trainer.accelerator.is_main_process:
@@ -203,6 +218,7 @@ def start(output: Path, plan: Plan) -> list[int]:
             except Stopped:
                 status = 0
             except BaseException:
+                fill_the_disk(resource.RLIM_INFINITY)  # what is told goes into a file, too
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
@@ -215,14 +231,16 @@ def start(output: Path, plan: Plan) -> list[int]:
 def finish(children: list[int]) -> list[int]:
     """Wait; when one process fails the others are ended, as launchers do.  -> exit statuses."""
     statuses: dict[int, int | None] = dict.fromkeys(children)
+    patience = math.inf
     while None in statuses.values():
         for child in [c for c, s in statuses.items() if s is None]:
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
                 statuses[child] = os.waitstatus_to_exitcode(status)
                 if statuses[child]:
-                    for other in [c for c, s in statuses.items() if s is None]:
-                        os.kill(other, signal.SIGKILL)
+                    patience = min(patience, time.monotonic() + 1)  # they may have the same to say
+            elif time.monotonic() > patience:
+                os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
     return [s for s in statuses.values() if s is not None]
 
@@ -233,6 +251,10 @@ def go(output: Path, **plan: Any) -> list[int]:
 
 def said(output: Path, rank: int = 0) -> str:
     return " ".join(output.with_suffix(f".{rank}.log").read_text().split())
+
+
+def held(output: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(output)): p.read_bytes() for p in output.rglob("*") if p.is_file()}
 
 
 def result(output: Path) -> tuple[bytes, str, list[dict[str, str]]]:
@@ -307,6 +329,85 @@ def disk_full(bench: Bench, processes: int) -> str:
     return "clear error, last checkpoint whole; " + bench.goes_on(output, processes=processes)
 
 
+def log_full(bench: Bench) -> str:
+    output = bench.new()
+
+    def fill() -> None:
+        fill_the_disk((output / "training.csv").stat().st_size + 20)  # the next line is torn
+
+    statuses = go(output, act=fill, at=10)
+    assert all(statuses), "the run went on without its log"
+    assert "training.csv cannot be written" in said(output), said(output)[-500:]
+    return "clear error; " + bench.goes_on(output)
+
+
+def full_at_the_end(bench: Bench) -> str:
+    output = bench.new()
+    statuses = go(
+        output, act=fill_the_disk, within=(checkpoint, "replace_directory", 1), whole=True
+    )
+    assert all(statuses), "the run went on without its model"
+    assert "the model cannot be written" in said(output), said(output)[-500:]
+    assert not list(output.glob("model*")), "half a model was left"
+    assert not any(go(output, resume=True, whole=True)), said(output)[-500:]
+    model = Path("model") / "model.safetensors"
+    assert (output / model).read_bytes() == (bench.undisturbed(whole=True) / model).read_bytes()
+    return "clear error, no half model; resumed, bit-equal"
+
+
+def all_damaged(bench: Bench) -> str:
+    output = bench.new()
+    go(output, act=kill, at=14)
+    manifests = {path: path.read_bytes() for path in output.glob("checkpoints/*/manifest.json")}
+    for path in manifests:
+        path.unlink()
+    assert all(go(output, resume=True)), "began anew without a word"
+    assert "is whole" in said(output), said(output)[-500:]
+    for path, content in manifests.items():  # out of a copy, as the error says
+        path.write_bytes(content)
+    return "stopped, nothing removed; repaired, " + bench.goes_on(output)
+
+
+def other_data(bench: Bench) -> str:
+    output = bench.new()
+    go(output, act=kill, at=11)
+    before = held(output)
+    assert all(go(output, resume=True, other=True)), "went on with other data"
+    assert "is of another run (train text: was" in said(output), said(output)[-500:]
+    assert held(output) == before
+    return "refused, nothing changed; " + bench.goes_on(output)
+
+
+def refused(bench: Bench, **plan: Any) -> str:
+    output = bench.new()
+    assert not any(go(output, whole=True)), said(output)[-500:]
+    before = held(output)
+    assert all(go(output, whole=True, **plan)), "was not refused"
+    assert "ValueError" in said(output), said(output)[-500:]
+    assert held(output) == before, "the earlier run is not what it was"
+    return "refused, the earlier run as it was"
+
+
+def stopped_before_training(bench: Bench) -> str:
+    output = bench.new()
+    statuses = go(output, act=ask_to_stop, within=(run_module, "fingerprints", 1), whole=True)
+    assert not any(statuses), f"exit status {statuses}: {said(output)[-300:]}"
+    assert "stopped by SIGTERM after step 0" in said(output), said(output)[-300:]
+    return "exit 0, nothing written"
+
+
+def finished_resumed(bench: Bench) -> str:
+    output, found = bench.new(), []
+    for resume in (False, True):
+        kind = {"whole": True, "unreadable": True, "options": {"on_error": "missing"}}
+        assert not any(go(output, resume=resume, **kind)), said(output)[-500:]
+        metrics = json.loads((output / "metrics.json").read_text())
+        found.append({n: metrics[n] for n in ("validation", "history", "steps", "unreadable")})
+    assert found[0]["unreadable"] == {"train": {"image": 1}}, found[0]["unreadable"]
+    assert found[0] == found[1], "other results"
+    return "the same results, what was unreadable as well"
+
+
 def damaged(bench: Bench, damage: Callable[[Path], None]) -> str:
     output = bench.new()
     go(output, act=kill, at=14)
@@ -317,8 +418,8 @@ def damaged(bench: Bench, damage: Callable[[Path], None]) -> str:
     return f"warned, used the one before; {outcome}"
 
 
-def flip_a_bit(directory: Path) -> None:
-    file = directory / "trained.safetensors"
+def flip_a_bit(directory: Path, weights: str = "trained") -> None:
+    file = directory / f"{weights}.safetensors"
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
@@ -332,12 +433,15 @@ def lose_the_manifest(directory: Path) -> None:
     (directory / "manifest.json").unlink()
 
 
-def worker_killed(bench: Bench) -> str:
+def worker_killed(bench: Bench, **where: Any) -> str:
     output = bench.new()
-    statuses = go(output, act=kill_a_worker, at=10, options={"workers": 2})
+    fresh = {"MMTRANSFER_CACHE": str(output.with_suffix(".cache"))}  # there is all to encode
+    small = {"evaluation_batch_size": 2}  # the one that is killed still has some to do
+    options = {"workers": 2, **small}
+    statuses = go(output, act=kill_a_worker, options=options, environment=fresh, **where)
     assert not any(statuses), said(output)[-500:]
-    assert "replaced killed loader workers" in said(output)
-    assert result(output) == result(bench.undisturbed()), "other weights or curves"
+    assert "replaced killed loader workers" in said(output), said(output)[-300:]
+    assert result(output) == result(bench.undisturbed(options=small)), "other weights or curves"
     return "replaced, bit-equal"
 
 
@@ -346,8 +450,8 @@ def nan_raised(bench: Bench, processes: int) -> str:
     statuses = go(output, poison=5, processes=processes)
     told = said(output)
     assert all(statuses)
-    assert "the loss of step" in told, told[-500:]
-    assert "in training rows" in told, told[-500:]
+    # What a method makes of the loss is first seen in the gradients.
+    assert "the gradients of step 5 are not finite, in training rows" in told, told[-500:]
     return "stopped, step and rows named"
 
 
@@ -465,7 +569,23 @@ def faults() -> dict[str, Callable[[Bench], str]]:
     found["corrupt one bit flipped"] = lambda b: damaged(b, flip_a_bit)
     found["corrupt file cut short"] = lambda b: damaged(b, cut_short)
     found["corrupt no manifest"] = lambda b: damaged(b, lose_the_manifest)
-    found["worker killed"] = worker_killed
+    found["corrupt best weights"] = lambda b: damaged(b, lambda d: flip_a_bit(d, "best"))
+    found["corrupt every checkpoint"] = all_damaged
+    found["worker killed in training"] = lambda b: worker_killed(b, at=10)
+    found["worker killed while encoding"] = lambda b: worker_killed(
+        b, within=(features.Extraction, "__call__", 2)
+    )
+    found["refused resume with other data"] = other_data
+    found["refused resume with another seed"] = lambda b: refused(
+        b, resume=True, options={"seed": 5}
+    )
+    found["refused overwrite"] = lambda b: refused(
+        b, overwrite=True, options={"batch_size": 2, "accumulation": 4}
+    )
+    found["finished run resumed"] = finished_resumed
+    found["sigterm-1 before training"] = stopped_before_training
+    found["disk-full in training.csv"] = log_full
+    found["disk-full at the end"] = full_at_the_end
     found["memory out"] = out_of_memory
     found["read-only output"] = read_only
     found["processes 2 to 1"] = lambda b: other_count(b, 2, 1)

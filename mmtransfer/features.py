@@ -14,6 +14,25 @@ from torch import Tensor
 Row = dict[str, Any]
 
 
+class Draw(int):
+    """Number of a row that has come `before` times in this epoch, once or more."""
+
+    before: int
+
+    def __new__(cls, row: int, before: int) -> Draw:
+        draw = super().__new__(cls, row)
+        draw.before = before
+        return draw
+
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
+        return int(self), self.before
+
+
+def draw_key(index: int) -> tuple[int, ...]:
+    """What tells the draws of an epoch apart: the row and, of a repeated row, which draw it is."""
+    return (row_number(index), *((index.before,) if isinstance(index, Draw) else ()))
+
+
 def row_number(index: int) -> int:
     """The row that an index of a batch stands for; that of a filler is negative, `~row`."""
     return max(index, ~index)

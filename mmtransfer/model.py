@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -147,7 +148,10 @@ class TransferModel(
         self.write(save_directory, self.state_dict())
 
     def write(self, save_directory: Path, weights: Mapping[str, Tensor]) -> None:
-        """Save with these weights, which are whole where those of the model may be split."""
+        """Save with these weights, which are whole where those of the model may be split.
+
+        Raises `OSError` when they cannot be written.
+        """
         save_directory.mkdir(parents=True, exist_ok=True)
         for name, encoder in self.encoders.items():
             encoder.save(save_directory / "encoders" / name)
@@ -160,7 +164,10 @@ class TransferModel(
         (save_directory / "config.json").write_text(json.dumps(config, indent=2))
         # Copies: safetensors takes neither shared nor non-contiguous (channels-last) tensors.
         state = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in weights.items()}
-        save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:  # that of a full disk is no OSError
+            raise OSError(f"{save_directory / WEIGHTS} cannot be written: {error}") from error
 
     @classmethod
     def from_pretrained(

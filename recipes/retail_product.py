@@ -38,7 +38,7 @@ STRATEGIES = {
 }
 
 
-def tell_story(output: Path, seeds: int, training: TrainingOptions, arguments: Any) -> None:
+def tell_story(output: Path, seeds: int, training: TrainingOptions, begin: dict[str, Any]) -> None:
     """Pretrain three tiny encoders on source products; compare strategies on new products."""
     source, target = product_data(seed=training.seed).values()
     pretrained = {}
@@ -56,7 +56,7 @@ def tell_story(output: Path, seeds: int, training: TrainingOptions, arguments: A
                 last = (name, "+" in label, seed) == (list(STRATEGIES)[-1], True, seeds - 1)
                 where, title = output if last else None, f"{name}, {label}, seed {seed}"
                 chosen = replace(training, seed=seed)
-                metrics = run(model, target, strategy, chosen, where, title, arguments)
+                metrics = run(model, target, strategy, chosen, where, title, **begin)
                 accuracy = metrics["test"]["product"]["accuracy"]
                 scores.setdefault(name, {}).setdefault(label, []).append(accuracy)
     leave(output, metrics | {"table": scores}, scores, "Test accuracy on new products")
@@ -102,17 +102,17 @@ def main(
         overwrite: replace the run that the output directory holds
         resume: go on with it, from its newest checkpoint
     """
-    arguments = dict(locals())
+    begin = {"arguments": dict(locals()), "resume": resume, "overwrite": overwrite}
     plan = build_strategy(strategy, methods, **(strategy_options or {}))
     check_output(output, overwrite, resume)
     if data is None:
         if image or text or audio or resume:
             raise ValueError("encoders or --resume are given, but no --data to train on")
-        tell_story(output, seeds, training, arguments)
+        tell_story(output, seeds, training, begin)
     else:
         encoders = {"image": image, "text": text, "audio": audio}
         options = {"fusion": fusion, "width": width, "dropout": dropout}
-        train_on(data, encoders, tasks, options, plan, training, output, single, arguments, resume)
+        train_on(data, encoders, tasks, options, plan, training, output, single, **begin)
     end_processes()
 
 

@@ -14,7 +14,16 @@ from torch.nn.utils.rnn import pad_sequence
 from mmtransfer.data.mixing import Mixed, PartnerError
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.decoding import decode_image
-from mmtransfer.features import Activations, Batch, Features, Inputs, Row, RowContext, row_number
+from mmtransfer.features import (
+    Activations,
+    Batch,
+    Features,
+    Inputs,
+    Row,
+    RowContext,
+    draw_key,
+    row_number,
+)
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
 
@@ -58,7 +67,8 @@ class Collate:
 
     on_error: "raise" names row and column of an unreadable value, "missing" counts it missing
     methods: their `on_rows` acts before anything is read
-    augment: per column, a function of the value and a generator seeded by seed, epoch and row
+    augment: per column, a function of the value and a generator seeded by seed, epoch, row and, of
+        a row that comes several times in an epoch, which time it is
     spare: per column, a value that its encoder reads where a batch has none, for no row's sake:
         processes that share out parameters need each other in every step
     """
@@ -131,23 +141,23 @@ class Collate:
         return Inputs(values, torch.zeros(0, dtype=torch.int64))
 
     def _read(self, name: str, values: list[tuple[int, int, Any]]) -> dict[str, Tensor]:
-        return self.collates[name]([self._value(name, row_number(i), v) for _, i, v in values])
+        return self.collates[name]([self._value(name, draw_key(i), v) for _, i, v in values])
 
-    def _value(self, name: str, row: int, value: Any) -> Any:
+    def _value(self, name: str, draw: tuple[int, ...], value: Any) -> Any:
         """What the encoder's collate gets of a value: augmented and, if it is two, mixed."""
         if not isinstance(value, Mixed):
-            return self._augmented(name, value, row)
-        first = decode_image(self._augmented(name, value.first, row))
+            return self._augmented(name, value, *draw)
+        first = decode_image(self._augmented(name, value.first, *draw))
         try:
-            second = decode_image(self._augmented(name, value.second, value.partner, row))
+            second = decode_image(self._augmented(name, value.second, value.partner, *draw))
         except Exception as error:
             raise PartnerError(str(error), value.partner) from error
         return value.blend(first, second)
 
-    def _augmented(self, name: str, value: Any, *rows: int) -> Any:
+    def _augmented(self, name: str, value: Any, *draw: int) -> Any:
         if name not in self.augment:
             return value
-        key = (self.seed, int(self.epoch), crc32(name.encode()), *rows)
+        key = (self.seed, int(self.epoch), crc32(name.encode()), *draw)
         return self.augment[name](value, np.random.default_rng(key))
 
     def _readable(

@@ -16,6 +16,14 @@ def generator_of(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
+def times_before(rows: Tensor) -> Tensor:
+    """(N,) row numbers -> (N,) how often each has come before."""
+    by_row = rows.argsort(stable=True)
+    ordered = rows[by_row]
+    first = torch.searchsorted(ordered, ordered)
+    return torch.empty_like(rows).scatter_(0, by_row, torch.arange(len(rows)) - first)
+
+
 class Shuffled:
     """Every row once, in any order."""
 
@@ -82,6 +90,8 @@ class Balanced:
     power: 1 makes all classes equally likely, 0 leaves them as they are, 0.5 is square-root
         sampling (Mahajan et al., ECCV 2018)
     """
+
+    repeats = True
 
     def __init__(self, labels: Tensor, seed: int, power: float = 1.0) -> None:
         self.labels, self.seed, self.power = labels, seed, power

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import Sampler
 
-from mmtransfer.data.orders import Order, Shuffled
+from mmtransfer.data.orders import Order, Shuffled, times_before
+from mmtransfer.features import Draw
 
 
 def filler(index: int) -> int:
@@ -57,11 +59,15 @@ class TrainBatches(Sampler[list[int]]):
         return max(0, self.steps - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self.order(self.epoch)[self.start * self.batch_size :]
-        for batch in order.split(self.batch_size) if len(order) else ():
+        order = self.order(self.epoch)
+        repeats = getattr(self.order, "repeats", False)
+        before = times_before(order) if repeats else torch.zeros_like(order)
+        drawn = torch.stack([order, before], dim=1)[self.start * self.batch_size :]
+        for batch in drawn.split(self.batch_size) if len(drawn) else ():
             parts = batch.tensor_split(self.accumulation * self.processes)
             for part in parts[self.rank :: self.processes]:
-                yield part.tolist() or [filler(int(batch[0]))]
+                rows = [Draw(row, times) if times else row for row, times in part.tolist()]
+                yield rows or [filler(int(batch[0, 0]))]
 
 
 class EvaluationBatches(Sampler[list[int]]):

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmtransfer.data.collate import Stored
 from mmtransfer.data.mixing import Mixed
-from mmtransfer.features import Row, RowContext
+from mmtransfer.features import Row, RowContext, draw_key
 from mmtransfer.methods.base import Method
 from mmtransfer.registry import nearest, register_method
 from mmtransfer.tasks.classification import unlabelled
@@ -55,17 +55,16 @@ class Mixing(Method):
         column = self._column(context)
         if column is None:
             return
-        # As they are now: a partner must not be half of something else.
-        whole = {
-            index: dict(row)
+        chosen = [
+            (index, row)
             for index, row in rows
             if index >= 0 and not isinstance(row.get(column), Mixed | Stored | None)
-        }
+        ]
+        # As they are now: a partner must not be half of something else.
+        whole = {index: dict(row) for index, row in chosen}
         numbers, name = sorted(whole), crc32(type(self).__name__.encode())
-        for index, row in rows:
-            if index not in whole or len(numbers) < 2:
-                continue
-            rng = np.random.default_rng((context.seed, context.epoch, index, name))
+        for index, row in chosen if len(numbers) > 1 else ():
+            rng = np.random.default_rng((context.seed, context.epoch, *draw_key(index), name))
             if rng.random() >= self.rate:
                 continue
             other = rng.integers(len(numbers) - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmtransfer.features import Row, RowContext, row_number
+from mmtransfer.features import Row, RowContext, draw_key
 from mmtransfer.methods.base import Method
 from mmtransfer.registry import nearest, register_method
 
@@ -29,7 +29,7 @@ class ModalityDropout(Method):
             if name not in context.modalities:
                 raise ValueError(f"unknown modality {name!r}.{nearest(name, context.modalities)}")
         for index, row in rows:
-            rng = np.random.default_rng((context.seed, context.epoch, row_number(index)))
+            rng = np.random.default_rng((context.seed, context.epoch, *draw_key(index)))
             draws = dict(zip(context.modalities, rng.random(len(context.modalities)), strict=True))
             present = [name for name in context.modalities if row.get(name) is not None]
             kept = [name for name in present if draws[name] >= self._rate(name)]

@@ -23,7 +23,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-PART = ".part"
+from mmtransfer.model import TransferModel
+from mmtransfer.training.sharding import state_of
+
+PART, OLD = ".part", ".old"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,6 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int, accelerator: Accelerator) -> None:
         self.directory, self.keep, self.accelerator = directory, keep, accelerator
-        self.current: Path | None = None  # the one that this run wrote or took up last
 
     def write(
         self,
@@ -62,11 +64,9 @@ class Checkpoints:
         weights: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, Any],
         mine: Mapping[str, Any],
-        unchanged: tuple[str, ...] = (),
     ) -> None:
         """Write a checkpoint from all processes; `mine` is what each process keeps of its own.
 
-        unchanged: names of weights that are as in the last checkpoint, and need no new copy
         Raises `OSError`, on all processes, when it cannot be written; older ones stay whole.
         """
         final = self._free(step)
@@ -76,7 +76,9 @@ class Checkpoints:
         def write() -> None:
             write_file(part / f"rank-{rank}.pt", serialised(mine))
             if main:
-                self._write_shared(part, weights, state, unchanged)
+                for name, tensors in weights.items():
+                    write_file(part / f"{name}.safetensors", save(dict(tensors)))
+                write_file(part / "training.pt", serialised(state))
 
         stages: list[tuple[bool, Callable[[], None]]] = [
             (main, lambda: self._begin(part)),
@@ -100,16 +102,23 @@ class Checkpoints:
                     f"the checkpoint of step {step} cannot be written to {self.directory} "
                     f"({errors[0]}); {rest}. Make room and go on with --resume"
                 )
-        self.current = final
 
     def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, the same on all processes; damaged ones are left out."""
-        found: list[Any] = [None]
+        """The newest complete checkpoint, the same on all processes; damaged ones are left out.
+
+        Raises `ValueError`, on all processes, where all that there are are damaged.
+        """
+        found: list[Any] = [None, []]
         if self.accelerator.is_main_process:
-            found = [next(iter(self._complete(warn=True)), None)]
+            found = [next(iter(self._complete(warn=True)), None), self._directories()]
         broadcast_object_list(found)
         checkpoint: Checkpoint | None = found[0]
-        self.current = checkpoint.directory if checkpoint else None
+        if checkpoint is None and found[1]:
+            names = ", ".join(directory.name for directory in found[1])
+            raise ValueError(
+                f"no checkpoint in {self.directory} is whole (found {names}, all damaged): put one "
+                "back from a copy, or begin anew with --overwrite"
+            )
         return checkpoint
 
     # -- on the main process ----------------------------------------------------------------------
@@ -118,20 +127,6 @@ class Checkpoints:
         for left_over in self.directory.glob(f"*{PART}"):
             shutil.rmtree(left_over)  # of a process that was killed while it wrote
         part.mkdir(parents=True)
-
-    def _write_shared(
-        self,
-        part: Path,
-        weights: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
-        unchanged: tuple[str, ...],
-    ) -> None:
-        for name, tensors in weights.items():
-            file = part / f"{name}.safetensors"
-            same = self.current is not None and name in unchanged
-            if not (same and link(self.current / file.name, file)):  # type: ignore[operator]
-                write_file(file, save(dict(tensors)))
-        write_file(part / "training.pt", serialised(state))
 
     def _finish(self, part: Path, final: Path, step: int) -> None:
         files = {file.name: [file.stat().st_size, digest(file)] for file in part.iterdir()}
@@ -188,19 +183,48 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def link(source: Path, target: Path) -> bool:
-    """A second name for a file that never changes; False where the file system has none."""
+def replace_directory(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory aside, and only then put it in the place of an older one."""
+    part, old = (directory.with_name(directory.name + end) for end in (PART, OLD))
+    for left_over in (part, old):
+        shutil.rmtree(left_over, ignore_errors=True)
     try:
-        os.link(source, target)
-    except OSError:
-        return False
-    return True
+        write(part)
+        for path in (*part.rglob("*"), part):
+            synchronise(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if directory.exists():
+        directory.rename(old)
+    part.rename(directory)
+    synchronise(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def synchronise(directory: Path) -> None:
-    """Wait until the names in a directory are on the disk."""
+def save_model(
+    model: TransferModel, directory: Path, accelerator: Accelerator, resumable: bool
+) -> None:
+    """Write a whole model from the main process; one that was there stays until then.
+
+    Raises `OSError`, on all processes, when it cannot be written.
+    """
+    state, error = state_of(model, model.state_dict()), None
+    if accelerator.is_main_process:
+        try:
+            replace_directory(directory, lambda part: model.write(part, state))
+        except OSError as caught:
+            error = str(caught)
+    errors = [e for e in gather_object([error]) if e]
+    if errors:
+        rest = ", and go on with --resume" if resumable else ""
+        raise OSError(f"the model cannot be written to {directory} ({errors[0]}): make room{rest}")
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     if os.name == "posix":
-        handle = os.open(directory, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

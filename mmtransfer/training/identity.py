@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from mmtransfer.data.rows import Rows, fingerprint_column
+from mmtransfer.data.rows import Rows
 from mmtransfer.data.stream import is_stream
 from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
@@ -36,20 +36,24 @@ INEXACT = ("accumulation", "precision", "feature_precision", "prefix_cache", "co
 
 
 def identity(
-    model: TransferModel, strategy: Strategy, options: TrainingOptions, train: Rows
+    model: TransferModel,
+    strategy: Strategy,
+    options: TrainingOptions,
+    data: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What must be the same, or it would be another run: JSON text by name."""
+    """What must be the same, or it would be another run: JSON text by name.
+
+    data: `fingerprints` of the splits that decide about the weights
+    """
     chosen = {k: v for k, v in asdict(options).items() if k not in (*FREE, *INEXACT)}
-    targets = {}
-    if not is_stream(train):
-        targets = {name: fingerprint_column(train, name) for name in model.tasks}
     entries = {
         **chosen,
         "strategy": strategy.config(),
         "encoders": list(model.encoders),
+        **{f"encoder {name!r}": short_digest(e.identity()) for name, e in model.encoders.items()},
         "fusion": model.fusion.config(),
         "tasks": {name: task.config() for name, task in model.tasks.items()},
-        "targets of the training rows": targets,
+        **{f"{split} {name}": value for split, of in data.items() for name, value in of.items()},
     }
     return {name: json.dumps(entry, default=str) for name, entry in entries.items()}
 
@@ -74,6 +78,10 @@ def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         for name in dict.fromkeys((*before, *now))
         if before.get(name) != now.get(name)
     ]
+
+
+def short_digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def digest_of(model: torch.nn.Module, without: set[str]) -> str:

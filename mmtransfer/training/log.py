@@ -23,6 +23,7 @@ class Log:
 
     memory_mb: peak of this process so far, on its GPU where it has one
     After a resume, lines of steps that are done anew are taken out.
+    Raises `OSError` that names the file when it cannot be written.
     """
 
     def __init__(
@@ -35,22 +36,23 @@ class Log:
         self.since = time.perf_counter()
 
     def begin(self, step: int, epochs: int) -> None:
-        """Start the file, or keep of it what was written up to a step and number of epochs."""
+        """Start trackers and file, or keep of it what was written up to a step and epoch."""
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers("logs")
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         kept: list[dict[str, str]] = []
         if self.file.is_file() and step:
             with self.file.open(newline="") as file:
-                for line in csv.DictReader(file):
-                    epoch_line = not line["loss"]
-                    ended = int(line["epoch"]) <= epochs if epoch_line else True
+                whole = (line for line in file if line.endswith("\n"))  # the last may be torn
+                for line in csv.DictReader(whole):
+                    if None in line.values():  # too few fields
+                        continue
+                    ended = bool(line["loss"]) or int(line["epoch"]) <= epochs
                     if int(line["step"]) <= step and ended:
                         kept.append(line)
-        with self.file.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
+        self._write("w", [dict(zip(self.columns, self.columns, strict=True)), *kept])
 
     def restart_clock(self) -> None:
         self.since = time.perf_counter()
@@ -76,7 +78,7 @@ class Log:
             for k, (loss, rate) in enumerate(zip(losses, rates, strict=True))
         ]
         lines[-1] |= found
-        self._append(lines)
+        self._write("a", lines)
         values = {"loss": sum(losses) / len(losses), "rate": rates[-1], **found}
         self.accelerator.log(
             {f"train/{k}": v for k, v in values.items()}, step=first + len(losses) - 1
@@ -90,13 +92,19 @@ class Log:
         flat = {
             f"validation/{t}/{n}": v for t, values in metrics.items() for n, v in values.items()
         }
-        self._append([{"step": step, **where, **flat}])
+        self._write("a", [{"step": step, **where, **flat}])
         self.accelerator.log(flat, step=step)
 
-    def _append(self, lines: list[dict[str, Any]]) -> None:
-        if self.file is not None:
-            with self.file.open("a", newline="") as file:
+    def _write(self, mode: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        if self.file is None:
+            return
+        try:
+            with self.file.open(mode, newline="") as file:
                 csv.DictWriter(file, self.columns, extrasaction="ignore").writerows(lines)
+        except OSError as error:
+            raise OSError(
+                f"{self.file} cannot be written ({error}): make room and go on with --resume"
+            ) from error
 
 
 def peak_memory() -> float:
@@ -105,3 +113,12 @@ def peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """One line about an epoch."""
+    parts = [f"loss {record['train_loss']:.4f}"]
+    for task, metrics in record.get("validation", {}).items():
+        shown = {k: v for k, v in metrics.items() if k not in ("rows", "loss")}
+        parts += [f"{task} {name} {value:.4f}" for name, value in shown.items()]
+    return "  ".join(parts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mmtransfer.features import Activations, Batch, Inputs, Outputs
@@ -28,13 +29,25 @@ from mmtransfer.transfer.base import Phase, Strategy
 class Step:
     """What is remembered of a step until its loss is looked at; the tensors are on the device.
 
-    loss: this process's share of the loss; skipped: 1 where the update was left out
+    loss: this process's share of the loss
+    wrong: 1 where the gradients of all processes were looked at and found not finite
     """
 
     loss: Tensor
-    skipped: Tensor
+    wrong: Tensor
     rate: float
     rows: list[Tensor]
+
+
+def not_finite(what: str, found: Step) -> FloatingPointError:
+    """An error that names the rows of a step; all processes ask together."""
+    mine = torch.cat(found.rows).tolist()
+    rows = sorted(row for row in gather_object(mine) if row >= 0)
+    shown = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
+    return FloatingPointError(
+        f"{what}, in training rows {shown}: look at these rows, lower the rates, or leave "
+        "such steps out with on_nan='skip'"
+    )
 
 
 class Optimisation:
@@ -54,6 +67,7 @@ class Optimisation:
         self.options, self.accelerator = options, accelerator
         fused = accelerator.device.type in ("cpu", "cuda") and options.precision != "fp16"
         inner = torch.optim.AdamW(groups, fused=fused)
+        self.fused = bool(inner.defaults["fused"])
         # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(inner, rate_curve(phase, steps))
         synchronise_batch_norm(model, accelerator)
@@ -99,7 +113,7 @@ class Optimisation:
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
         for method in self.strategy.methods:
             method.on_gradients(self.plain)
-        skipped = self._clip()
+        wrong = self._clip()
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -107,22 +121,25 @@ class Optimisation:
             self.scheduler.step()
         for method in self.strategy.methods:
             method.on_weights(self.plain, number)
-        return Step(total, skipped, rate, [batch.index for batch in window])
+        return Step(total, wrong, rate, [batch.index for batch in window])
 
     def _clip(self) -> Tensor:
-        """Clip; -> 1 where the step is to be left out.  The optimiser decides on the device."""
+        """Clip; -> 1 where gradients are not finite.  Then the step is left out if so wished."""
         skip = self.options.on_nan == "skip"
-        norm = None
-        if self.options.clip or skip:
-            largest = self.options.clip or float("inf")
-            norm = nn.utils.clip_grad_norm_(self.trained, largest)
-        if not skip or norm is None:
+        scaled = self.accelerator.scaler is not None  # it leaves such steps out by itself
+        if not (self.options.clip or skip):
             return torch.zeros((), device=self.accelerator.device)
+        largest = self.options.clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.trained, largest)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        skipped = (~torch.isfinite(norm)).float()
-        if self.accelerator.scaler is None:  # else it skips by itself
-            self.optimizer.optimizer.found_inf = skipped  # what a gradient scaler tells AdamW
-        return skipped
+        wrong = (~torch.isfinite(norm)).float()
+        if scaled and not skip:
+            return torch.zeros_like(wrong)  # the scaler looks for its scale: no fault of the rows
+        if skip and not scaled and self.fused:
+            self.optimizer.optimizer.found_inf = wrong  # what a gradient scaler tells AdamW
+        elif skip and not scaled and wrong:  # waits for the device, which fused ones decide on
+            self.optimizer.zero_grad(set_to_none=True)
+        return wrong
 
     def _task_loss(self, outputs: Outputs, batch: Batch, counts: Mapping[str, Tensor]) -> Tensor:
         losses = [

@@ -66,8 +66,8 @@ class TrainingOptions:
         checkpoint_steps: steps from one checkpoint to the next, 0 for none by steps
         checkpoint_minutes: minutes from one checkpoint to the next, 0 for none by time
         keep_checkpoints: how many stay
-        on_nan: "raise" stops at a loss that is no number and names its rows, "skip" leaves the
-            step out and counts it
+        on_nan: "raise" stops at a loss that is no number, and with `clip` at gradients that are
+            not finite, and names the rows; "skip" leaves the step out and counts it
         on_oom: "raise", or "halve" to go on with half the rows per micro-batch and twice as many
             micro-batches when memory runs out (on one process)
         track: trackers of accelerate, by name

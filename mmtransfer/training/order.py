@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from mmtransfer.data.lengths import column_lengths, joint_lengths
 from mmtransfer.data.orders import Balanced, BlockShuffled, LengthGrouped, Order, Shuffled
 from mmtransfer.data.rows import Rows, column
+from mmtransfer.data.samplers import TrainBatches
 from mmtransfer.data.stream import as_stream, is_stream
-from mmtransfer.data.stream_batches import steps_of
+from mmtransfer.data.stream_batches import TrainStream, steps_of
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
@@ -20,24 +22,35 @@ from mmtransfer.training.options import TrainingOptions
 
 
 def check_order(rows: Rows, tasks: Mapping[str, Task], options: TrainingOptions) -> None:
-    """Raise `ValueError` if the train rows cannot be had in the order that the options ask for."""
+    """Raise `ValueError` if the train rows cannot be had in the order that the options ask for.
+
+    The tasks know their classes by now.
+    """
+    parts = options.accumulation, 0, PartialState().num_processes
     if is_stream(rows):
         if options.order != "shuffled":
             raise ValueError(
                 f"a stream cannot be read in order {options.order!r}: expected 'shuffled', "
                 "or rows that have a length"
             )
-        steps_of(as_stream(rows), options.batch_size, options.steps_per_epoch)
+        stream = as_stream(rows)
+        steps = steps_of(stream, options.batch_size, options.steps_per_epoch)
+        TrainStream(stream, options.batch_size, options.seed, steps, *parts)  # checks its parts
     elif options.steps_per_epoch is not None:
         raise ValueError(
             f"steps_per_epoch is for streams, found {options.steps_per_epoch} with rows that have "
             "a length: leave it out, or set streaming"
         )
+    else:
+        TrainBatches(len(rows), options.batch_size, options.seed, *parts)
     if options.balance_by is not None and options.balance_by not in tasks:
         raise ValueError(
             f"balance_by names no task: found {options.balance_by!r}."
             f"{nearest(options.balance_by, tasks)}"
         )
+    if options.order == "balanced":
+        name = options.balance_by or next(iter(tasks))
+        labels_of(rows, name, tasks[name])
 
 
 def choose_order(

@@ -32,14 +32,24 @@ def read_windows(
                 yield window
                 done, attempts = done + 1, 0
             break
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:
             attempts += 1
-            if "DataLoader worker" not in str(error) or attempts > WORKER_ATTEMPTS:
+            if not is_death(error) or attempts > WORKER_ATTEMPTS:
                 raise
             tell(f"replaced killed loader workers ({first_line(error)})")
             loader._iterator = None  # the dead ones
             batches.start = first + done
     batches.start = 0
+
+
+def is_death(error: Exception) -> bool:
+    """Whether a worker was killed; what it reports of its own begins with "Caught".
+
+    One that dies after it announced a batch leaves a broken connection where the batch was.
+    """
+    told = str(error)
+    gone = isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in told
+    return gone and not told.startswith("Caught ")
 
 
 def windows(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -26,10 +26,12 @@ def train_on(
     single: bool | None = None,
     arguments: Mapping[str, Any] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train on a directory or hub id and leave model, metrics, table and chart in `output`.
 
     resume: go on from the newest checkpoint in `output`
+    overwrite: replace the run that `output` holds
     single: also train each modality alone; by default where that is cheap, with frozen encoders
     Raises `ValueError` when there is no encoder or no training split.
     """
@@ -44,7 +46,7 @@ def train_on(
     shown = next(split for split in ("test", "validation", "train") if split in splits)
     together = " + ".join(chosen)
     model = build_model(chosen, tasks, splits["train"], seed=training.seed, **model_options)
-    metrics = run(model, splits, strategy, training, output, together, arguments, resume)
+    metrics = run(model, splits, strategy, training, output, together, arguments, resume, overwrite)
     metrics["single"] = {}
     single = strategy.frozen if single is None else single
     for column, spec in chosen.items() if single and len(chosen) > 1 else ():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from mmtransfer.data.parquet import ParquetRows
 from mmtransfer.data.rows import Rows, fingerprint_column
@@ -31,14 +32,13 @@ LARGE = 2**30  # bytes from which on reading all data for its digest takes too l
 
 def write_record(
     output: Path,
-    data: Mapping[str, Rows],
-    columns: Iterable[str],
+    data: Mapping[str, Mapping[str, Any]],
     options: TrainingOptions,
     resume: bool = False,
 ) -> None:
     """Write `run.json`, from the main process; all processes call it and say where they are.
 
-    columns: those of the data whose fingerprints are kept
+    data: its `fingerprints`
     resume: keep the records of the earlier starts of this run, as `before`
     """
     started = machines()
@@ -64,7 +64,7 @@ def write_record(
         "versions": versions(),
         "hardware": hardware(),
         "git": git_state(script.parent if script else Path.cwd()),
-        "data": fingerprints(data, columns),
+        "data": data,
     }
     if resume and (output / RECORD).is_file():
         earlier = read_record(output)
@@ -93,15 +93,23 @@ def script_path() -> Path | None:
 
 
 def fingerprints(data: Mapping[str, Rows], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Per split, its number of rows and a digest of each column.
+    """Per split, its number of rows and a digest of each column; all processes ask together.
 
-    Of parquet files beyond `LARGE` the digest is of their footers, and a stream has only a length.
+    Of parquet files beyond `LARGE` the digest is of their footers, and a stream has only a length
+    and names of columns.
     """
+    found = [_fingerprints(data, columns) if PartialState().is_main_process else {}]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _fingerprints(data: Mapping[str, Rows], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
     names = list(columns)
     found: dict[str, dict[str, Any]] = {}
     for split, rows in data.items():
         if is_stream(rows):
-            found[split] = {"rows": as_stream(rows).length}
+            stream = as_stream(rows)
+            found[split] = {"rows": stream.length, "columns": stream.column_names}
         elif isinstance(rows, ParquetRows) and rows.size > LARGE:
             found[split] = {"rows": len(rows), "footers": rows.outline()}
         else:

@@ -23,9 +23,9 @@ from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import build_task
 from mmtransfer.training.options import TrainingOptions
-from mmtransfer.training.order import check_order
 from mmtransfer.training.processes import join_processes
-from mmtransfer.training.record import write_record
+from mmtransfer.training.record import fingerprints, write_record
+from mmtransfer.training.stop import StopSignal
 from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.base import Strategy
 
@@ -72,31 +72,48 @@ def run(
     title: str = "",
     arguments: Mapping[str, Any] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train on `data["train"]`, choose on "validation", report on "test"; -> the metrics.
 
     With an output directory: `model/`, `metrics.json`, `config.yaml` of the arguments, `run.json`
-    of the surroundings, `training.csv`, `checkpoints/` and the trackers' logs.  All splits are
-    checked before anything is replaced.
+    of the surroundings, `training.csv`, `checkpoints/` and the trackers' logs.  Data, model and
+    options are checked before anything is replaced or written.
 
     resume: go on from the newest checkpoint in the output directory
+    overwrite: replace the run that the output directory holds; else `FileExistsError`
     """
     started = time.perf_counter()
-    join_processes()
-    for split in data:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}.{nearest(split, SPLITS)}")
-        check_rows(data[split], model.encoders, model.tasks, split, training=split == "train")
-    check_order(data["train"], model.tasks, options)
-    if output is not None:
-        clear_output(output, resume)
-        write_config(output, arguments or {})
-        write_record(output, data, [*model.encoders, *model.tasks], options, resume)
+    with StopSignal() as stop:
+        join_processes()
+        check_splits(data)
+        if output is not None:
+            check_output(output, overwrite, resume)
+        validation = data.get("validation")
+        trainer = Trainer(model, data["train"], validation, strategy, options, output, title, stop)
+        return _run(trainer, data, arguments or {}, resume, started)
+
+
+def _run(
+    trainer: Trainer,
+    data: Mapping[str, Rows],
+    arguments: Mapping[str, Any],
+    resume: bool,
+    started: float,
+) -> dict[str, Any]:
+    model, options, output = trainer.model, trainer.options, trainer.output
     parameters = sum(p.numel() for p in model.parameters())
-    trainer = Trainer(
-        model, data["train"], data.get("validation"), strategy, options, output, title
-    )
-    with trainer.stop, closing(trainer):
+    with closing(trainer):
+        if "test" in data:
+            check_rows(data["test"], model.encoders, model.tasks, "test")
+        if output is not None:
+            trainer.fingerprints = fingerprints(data, [*model.encoders, *model.tasks])
+            if resume:
+                trainer.take_up()
+            trainer.leave_if_asked()
+            clear_output(output, resume)
+            write_config(output, arguments)
+            write_record(output, trainer.fingerprints, options, resume)
         history = trainer.fit(resume)
         if output is not None:
             trainer.save(output / "model")  # first of all: nothing below may lose it
@@ -122,16 +139,25 @@ def run(
             "steps": trainer.step,
             "skipped_steps": trainer.skipped_steps,
             "parameters": parameters,
-            "strategy": strategy.config(),
+            "strategy": trainer.strategy.config(),
             "history": history,
         }
-    trainer.progress.line(outcome(title, metrics))
+    trainer.progress.line(outcome(trainer.progress.title, metrics))
     for split, columns in metrics["unreadable"].items():
         for name, count in columns.items():
             trainer.progress.line(f"{count} unreadable {split} values of {name!r} count as missing")
     if output is not None:
         write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def check_splits(data: Mapping[str, Rows]) -> None:
+    """Raise `ValueError` for an unknown split, or where there is none to train on."""
+    for split in data:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}.{nearest(split, SPLITS)}")
+    if "train" not in data:
+        raise ValueError(f"there is no 'train' split; found {sorted(data) or 'nothing'}")
 
 
 def outcome(title: str, metrics: Mapping[str, Any]) -> str:

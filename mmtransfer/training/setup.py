@@ -34,7 +34,7 @@ SETTLING_SECONDS = 0.2
 
 
 def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerator:
-    """An accelerator for this run; trackers only where there is an output directory."""
+    """An accelerator for this run; trackers, which `Log` starts, where there is an output."""
     # The tokenizers library warns at each fork unless it is told not to use threads of its own.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if output is not None:
@@ -52,9 +52,14 @@ def make_accelerator(options: TrainingOptions, output: Path | None) -> Accelerat
     share_out(accelerator)
     if options.precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("precision 'fp16' needs a GPU, found the CPU: use 'bf16' or 'no'")
-    if output is not None and options.track:
-        accelerator.init_trackers("logs")
     return accelerator
+
+
+def launched_as(options: TrainingOptions, accelerator: Accelerator) -> str:
+    """One line about the processes that a run really has."""
+    count, device = accelerator.num_processes, accelerator.device.type
+    processes = f"{count} process{'es' if count > 1 else ''} on {device}"
+    return f"{processes}, {options.batch_size} rows per step, precision {options.precision}"
 
 
 def check_trackers(names: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,18 @@ def fill(target: Tensor, value: Tensor) -> None:
         value = distribute_tensor(value, target.device_mesh, target.placements)
     with torch.no_grad():
         target.copy_(value)
+
+
+def state_of(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    """Whole parameters and buffers of these names; all processes ask together."""
+    return {name: whole(t) for name, t in model.state_dict().items() if name in names}
+
+
+def load_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take up what `state_of` gave."""
+    own = model.state_dict()
+    for name, tensor in state.items():
+        fill(own[name], tensor)
 
 
 @contextmanager

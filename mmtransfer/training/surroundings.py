@@ -82,7 +82,8 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     for name in filter(None, new.split("\0")):
-        diff += f"new file {name}\n{(top / name).read_text(errors='replace')}\n"
+        if (top / name).is_file():  # editors lock files with links that lead nowhere
+            diff += f"new file {name}\n{(top / name).read_text(errors='replace')}\n"
     return {
         "commit": commit,
         "dirty": bool(diff),

@@ -6,11 +6,12 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
@@ -18,17 +19,25 @@ from mmtransfer.data.rows import Rows
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel
-from mmtransfer.training.checkpoint import Checkpoint, Checkpoints, random_state, set_random_state
+from mmtransfer.training.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    random_state,
+    save_model,
+    set_random_state,
+)
 from mmtransfer.training.data import TrainingData
-from mmtransfer.training.identity import digest_of, identity, setting, what_changed
-from mmtransfer.training.log import Log
-from mmtransfer.training.optimisation import Optimisation, Step
+from mmtransfer.training.identity import digest_of, identity, setting
+from mmtransfer.training.log import Log, summary
+from mmtransfer.training.optimisation import Optimisation, Step, not_finite
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
-from mmtransfer.training.setup import make_accelerator, share_buffers
-from mmtransfer.training.sharding import fill, resharded, whole
+from mmtransfer.training.record import fingerprints
+from mmtransfer.training.resume import accepted, exactness, restore_data
+from mmtransfer.training.setup import launched_as, make_accelerator, share_buffers
+from mmtransfer.training.sharding import load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
-from mmtransfer.transfer.base import Phase, Strategy
+from mmtransfer.transfer.base import Phase, Strategy, check_plan
 
 COUNTED = ("seconds", "skipped_steps")
 LOOK_STEPS, LOOK_SECONDS = 20, 2.0  # a look at the loss waits for the device: not at every step
@@ -53,8 +62,8 @@ class Trainer:
 
     After `fit` the model holds the weights of the best validation epoch (or the last ones where
     there is no validation data).  With an output directory there are checkpoints, from which
-    `fit(resume=True)` goes on to the very same weights.  Raises `ValueError` at once for data that
-    does not fit the model.
+    `fit(resume=True)` goes on to the very same weights.  Raises `ValueError` at once for data,
+    phases and methods that do not fit the model; until `fit` nothing is written.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class Trainer:
         options: TrainingOptions | None = None,
         output: Path | None = None,
         title: str = "",
+        stop: StopSignal | None = None,
     ) -> None:
         self.model, self.strategy = model, strategy
         self.options = options or TrainingOptions()
@@ -73,11 +83,14 @@ class Trainer:
         self.accelerator = make_accelerator(self.options, output)
         shown = self.options.progress and self.accelerator.is_main_process
         self.progress = Progress(shown, title)
-        self.stop = StopSignal()
+        self.stop = stop or StopSignal()
         splits = {"train": train} | ({} if validation is None else {"validation": validation})
         self.data = TrainingData(
             model, splits, strategy, self.options, self.accelerator, self.progress, self.stop
         )
+        check_plan(strategy, model, self.options.seed)
+        self.fingerprints: Mapping[str, Mapping[str, Any]] = {}  # of the data, once they are known
+        self.saved: Checkpoint | None = None  # taken up, but not all of it yet
         self.log = Log(self.accelerator, output, model.tasks)
         self.checkpoints = None
         if output is not None:
@@ -87,7 +100,6 @@ class Trainer:
         self.losses: list[float] = []  # of every step
         self.seconds = {"training": 0.0, "evaluation": 0.0}
         self.best_score, self.best_state = -math.inf, dict[str, Tensor]()
-        self.best_is_written = False
         self.trained: set[str] = set()  # parameters that any phase so far trains
         self.frozen = ""  # digest of the others
         self.position, self.skipped_steps = Position(), 0
@@ -111,13 +123,23 @@ class Trainer:
         Raises `Stopped`, an exit with status 0, after a SIGTERM and a checkpoint.
         """
         with self.stop:
+            if resume and self.saved is None:
+                self.take_up()
+            self.leave_if_asked()
+            saved, self.saved = self.saved, None
             set_seed(self.options.seed, device_specific=True)
-            saved = self._take_up() if resume else None
-            self._announce(saved)
+            if self.output is not None:  # the lines of many short runs would bury everything
+                self.progress.line(launched_as(self.options, self.accelerator))
+                if saved is not None:
+                    self.progress.line(exactness(saved, self.step, self._setting()))
             self.log.begin(self.step, len(self.history))
             for number in range(self.position.phase, len(self.strategy.phases)):
                 self._fit_phase(number, self.strategy.phases[number], saved)
                 saved = None
+            if saved is not None:  # all phases had ended
+                self.strategy.phases[-1].apply(self.model)
+                self.data.begin_phase()
+                self._restore(saved)
         self.model.eval()
         self.accelerator.wait_for_everyone()
         return self.history
@@ -156,11 +178,11 @@ class Trainer:
                     loader, batches = self.data.train_loader(self.accumulation)
             self.seconds["training"] += time.perf_counter() - started
             self._end_epoch(batches.steps)
-            if self.output is not None:  # the lines of many short runs would bury everything
+            if self.output is not None:
                 self.progress.line(f"{title}  {summary(self.history[-1])}")
         self.optimisation.release()
         self.optimisation = None
-        self._load(self.best_state)  # frozen parts are as they were
+        load_whole(self.model, self.best_state)  # frozen parts are as they were
         self.position = Position(number + 1)
         self.checkpoint()
 
@@ -191,29 +213,23 @@ class Trainer:
         age = (time.monotonic() - self.last_checkpoint) / 60
         late = self.checkpoints is not None and 0 < self.options.checkpoint_minutes <= age
         own = torch.tensor([self.stop.requested, main and late, main and self.log.elapsed() / n])
-        values = [*(s.loss for s in pending), *(s.skipped for s in pending)]
+        values = [*(s.loss for s in pending), *(s.wrong for s in pending)]
         packed = torch.cat([torch.stack(values), own.to(values[0])])
         found = self.accelerator.reduce(packed).tolist()
-        losses, skipped, (stop, due, pace) = found[:n], found[n : 2 * n], found[2 * n :]
-        for k, loss in enumerate(losses):
-            if not math.isfinite(loss) and self.options.on_nan == "raise":
-                self._blame(self.step + k + 1, loss, pending[k])
+        losses, wrong, (stop, due, pace) = found[:n], found[n : 2 * n], found[2 * n :]
+        for k, loss in enumerate(losses if self.options.on_nan == "raise" else ()):
+            number = self.step + k + 1
+            if not math.isfinite(loss):
+                raise not_finite(f"the loss of step {number} is {loss}", pending[k])
+            if wrong[k]:
+                raise not_finite(f"the gradients of step {number} are not finite", pending[k])
         rates = [s.rate for s in pending]
         where = {"phase": self.position.phase + 1, "epoch": len(self.history) + 1}
         told = self.log.steps(self.step + 1, losses, rates, where, n * self.options.batch_size)
         self.losses += losses
-        self.skipped_steps += sum(count > 0 for count in skipped)
+        self.skipped_steps += sum(count > 0 for count in wrong)
         self.progress.show(loss=sum(losses) / n, **told)
         return max(1, min(LOOK_STEPS, int(LOOK_SECONDS / max(pace, 1e-9)))), stop > 0, due > 0
-
-    def _blame(self, step: int, loss: float, found: Step) -> None:
-        mine = torch.cat(found.rows).tolist()
-        rows = sorted(row for row in gather_object(mine) if row >= 0)
-        shown = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
-        raise FloatingPointError(
-            f"the loss of step {step} is {loss}, in training rows {shown}: look at these rows, "
-            "lower the rates, or leave such steps out with on_nan='skip'"
-        )
 
     def _halve_batches(self, error: RuntimeError) -> None:
         """After running out of memory: twice the micro-batches per step, each of half the rows."""
@@ -265,7 +281,6 @@ class Trainer:
     def _keep_best(self) -> None:
         if "validation" in self.data.splits:  # else the last weights are the best
             self.best_state |= self._trained_state()
-            self.best_is_written = False
 
     def _worn_out(self) -> bool:
         patience = self.options.patience
@@ -273,13 +288,7 @@ class Trainer:
 
     def _trained_state(self) -> dict[str, Tensor]:
         """What was ever trained, and all buffers, as copies on the CPU; all processes together."""
-        kept = self.trained | {name for name, _ in self.model.named_buffers()}
-        return {n: whole(t) for n, t in self.model.state_dict().items() if n in kept}
-
-    def _load(self, state: Mapping[str, Tensor]) -> None:
-        own = self.model.state_dict()
-        for name, tensor in state.items():
-            fill(own[name], tensor)
+        return state_of(self.model, self.trained | {n for n, _ in self.model.named_buffers()})
 
     def score(self, metrics: Mapping[str, Mapping[str, float]]) -> float:
         """What the best epoch is chosen by: the mean over tasks of their main metric."""
@@ -297,11 +306,12 @@ class Trainer:
         if self.checkpoints is None:
             return
         state = {
-            "identity": self._identity(),
+            "identity": self.identity,
             "setting": self._setting(),
             "position": asdict(self.position),
             "optimisation": self.optimisation.state() if self.optimisation else None,
             "methods": [method.state_dict() for method in self.strategy.methods],
+            "accumulation": self.accumulation,
             "trained": sorted(self.trained),
             "frozen": self.frozen,
             "history": self.history,
@@ -311,72 +321,61 @@ class Trainer:
         }
         mine = {"random": random_state(), "data": self.data.state_dict()}
         weights = {"trained": self._trained_state(), "best": self.best_state}
-        same = ("best",) if self.best_is_written else ()
-        self.checkpoints.write(self.step, weights, state, mine, same)
-        self.best_is_written = True
+        self.checkpoints.write(self.step, weights, state, mine)
         self.last_checkpoint = time.monotonic()
 
-    def _identity(self) -> dict[str, str]:
-        return identity(self.model, self.strategy, self.options, self.data.splits["train"])
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with this run; all processes ask together."""
+        columns = [*self.model.encoders, *self.model.tasks]
+        known = self.fingerprints or fingerprints(self.data.splits, columns)
+        data = {split: known[split] for split in self.data.splits}
+        return identity(self.model, self.strategy, self.options, data)
 
     def _setting(self) -> dict[str, Any]:
         return setting(self.options, self.accelerator, self.data.splits["train"])
 
-    def _take_up(self) -> Checkpoint | None:
-        """Weights and position of the newest checkpoint; the phase restores the rest."""
+    def take_up(self) -> None:
+        """Weights and position of the newest checkpoint, if there is one; `fit` does the rest.
+
+        Raises `ValueError` where it is of another run.
+        """
         if self.checkpoints is None:
             raise ValueError("there is no output directory, and so nothing to resume from")
-        saved = self.checkpoints.newest()
+        saved = self.saved = accepted(self.checkpoints.newest(), self.identity, self.model)
         if saved is None:
-            return None
+            return
         state = saved.state("training")
-        changed = what_changed(state["identity"], self._identity())
-        if changed:
-            raise ValueError(f"{saved.directory} is of another run ({'; '.join(changed)})")
-        if digest_of(self.model, set(state["trained"])) != state["frozen"]:
-            raise ValueError(
-                f"{saved.directory} was trained on other frozen weights than the encoders have now"
-            )
-        self._load(saved.weights("trained"))
-        self.best_state, self.best_is_written = saved.weights("best"), True
+        load_whole(self.model, saved.weights("trained"))
+        self.best_state = saved.weights("best")
         self.position = Position(**state["position"])
+        asked = state["setting"]["accumulation"] == self.options.accumulation
+        if asked and saved.processes == self.accelerator.num_processes:
+            self.accumulation = state["accumulation"]  # as memory allowed
         self.trained, self.history = set(state["trained"]), state["history"]
         self.losses, self.best_score = state["losses"].tolist(), state["best_score"]
         for name in COUNTED:
             setattr(self, name, state[name])
         for method, kept in zip(self.strategy.methods, state["methods"], strict=True):
             method.load_state_dict(kept)
-        return saved
 
     def _restore(self, saved: Checkpoint) -> None:
         """Optimiser, schedule and random state; last of all, so that nothing draws in between."""
         found = saved.state("training")["optimisation"]
         if found is not None and self.optimisation is not None:
             self.optimisation.load_state(found)
+        restore_data(saved, self.data, self.accelerator)
         if saved.processes == self.accelerator.num_processes:
             mine = saved.state(f"rank-{self.accelerator.process_index}")
-            self.data.load_state_dict(mine["data"])
             set_random_state(mine["random"])
         else:
             set_seed(self.options.seed + self.step, device_specific=True)
 
-    def _announce(self, saved: Checkpoint | None) -> None:
-        if self.output is None:
-            return
-        count, device = self.accelerator.num_processes, self.accelerator.device.type
-        processes = f"{count} process{'es' if count > 1 else ''} on {device}"
-        batch = f"{self.options.batch_size} rows per step"
-        self.progress.line(f"{processes}, {batch}, precision {self.options.precision}")
-        if saved is not None:
-            before = saved.state("training")["setting"]
-            changed = what_changed(before, self._setting())
-            how = f"the same plan, but not to the last digit ({'; '.join(changed)})"
-            how = how if changed else "exactly as it was"
-            self.progress.line(f"goes on after step {self.step} of {saved.directory.name}, {how}")
-
-    def _asked_to_stop(self) -> bool:
+    def leave_if_asked(self) -> None:
+        """After a SIGTERM of any process: out, on all of them together; all ask together."""
         asked = torch.tensor(float(self.stop.requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked) > 0)
+        if self.accelerator.reduce(asked) > 0:
+            self._leave()
 
     def _leave(self) -> None:
         """After a SIGTERM: a checkpoint, and out, on all processes together."""
@@ -406,8 +405,7 @@ class Trainer:
             )
         self.model.train(training)
         self.seconds["evaluation"] += time.perf_counter() - started
-        if self._asked_to_stop():
-            self._leave()
+        self.leave_if_asked()
         return collected
 
     def _until_asked(self, loader: Any, split: str) -> Iterator[Batch]:
@@ -417,11 +415,8 @@ class Trainer:
                 return
 
     def save(self, directory: Path) -> None:
-        """Write the model, from the main process, while the others wait."""
-        state = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
-        if self.accelerator.is_main_process:
-            self.model.write(directory, state)
-        self.accelerator.wait_for_everyone()
+        """Write the model, from the main process, while the others wait; `OSError` for all."""
+        save_model(self.model, directory, self.accelerator, resumable=self.checkpoints is not None)
 
     def close(self) -> None:
         """Unfreeze the model and end the trackers; the processes live on (see `end_processes`)."""
@@ -429,12 +424,3 @@ class Trainer:
         self.data.loaders.clear()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-def summary(record: Mapping[str, Any]) -> str:
-    """One line about an epoch."""
-    parts = [f"loss {record['train_loss']:.4f}"]
-    for task, metrics in record.get("validation", {}).items():
-        shown = {k: v for k, v in metrics.items() if k not in ("rows", "loss")}
-        parts += [f"{task} {name} {value:.4f}" for name, value in shown.items()]
-    return "  ".join(parts)

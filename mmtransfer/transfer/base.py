@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from mmtransfer.features import RowContext
 from mmtransfer.methods.base import Method, build_method
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import check_options, nearest, strategies
@@ -51,15 +52,27 @@ class Phase:
     def encoder_rate(self, modality: str) -> float:
         return _of(self.encoder_lr, modality, 0.0)
 
-    def apply(self, model: TransferModel) -> list[dict[str, Any]]:
-        """Freeze and unfreeze the model's parts; -> parameter groups for the optimiser.
-
-        Raises `ValueError` when a setting names a modality that the model does not have.
-        """
+    def check(self, model: TransferModel) -> None:
+        """Raise `ValueError` for modalities or stages that the model does not have."""
         for setting in (self.encoder_lr, self.top_stages):
             for name in setting if isinstance(setting, dict) else ():
                 if name not in model.encoders:
                     raise ValueError(f"unknown modality {name!r}.{nearest(name, model.encoders)}")
+        rates = {name: self.encoder_rate(name) for name in model.encoders}
+        if not self.lr and not any(rates.values()):
+            raise ValueError("the phase trains nothing: lr and every encoder_lr are 0")
+        for name in (name for name, rate in rates.items() if rate):
+            stages = len(model.encoders[name].stages)
+            count = _of(self.top_stages, name, stages)
+            if not 1 <= count <= stages:
+                raise ValueError(f"encoder {name!r} has {stages} stages, top_stages is {count}")
+
+    def apply(self, model: TransferModel) -> list[dict[str, Any]]:
+        """Freeze and unfreeze the model's parts; -> parameter groups for the optimiser.
+
+        Raises `ValueError` as `check` does.
+        """
+        self.check(model)
         model.requires_grad_(False)
         groups: list[dict[str, Any]] = []
         if self.lr:
@@ -70,18 +83,12 @@ class Phase:
                 continue
             stages = encoder.stages
             count = _of(self.top_stages, name, len(stages))
-            if not 1 <= count <= len(stages):
-                raise ValueError(
-                    f"encoder {name!r} has {len(stages)} stages, top_stages is {count}"
-                )
             staged = {id(p) for stage in stages for p in stage.parameters()}
             for depth, stage in enumerate(reversed(stages[len(stages) - count :])):
                 groups += self._groups([stage], rate * self.layer_decay**depth, name)
             if count == len(stages):  # parameters outside every stage go with the first
                 loose = nn.ParameterList(p for p in encoder.parameters() if id(p) not in staged)
                 groups += self._groups([loose], rate * self.layer_decay ** (count - 1), name)
-        if not groups:
-            raise ValueError("the phase trains nothing: lr and every encoder_lr are 0")
         return groups
 
     def _groups(self, modules: list[nn.Module], rate: float, name: str) -> list[dict[str, Any]]:
@@ -117,6 +124,15 @@ class Strategy:
             "phases": [asdict(phase) for phase in self.phases],
             "methods": [method.config() for method in self.methods],
         }
+
+
+def check_plan(strategy: Strategy, model: TransferModel, seed: int = 0) -> None:
+    """Raise `ValueError` for a phase or method that names what the model does not have."""
+    for phase in strategy.phases:
+        phase.check(model)
+    kinds = {name: encoder.modality for name, encoder in model.encoders.items()}
+    for method in strategy.methods:
+        method.on_rows([], RowContext(seed, 0, list(model.encoders), kinds))
 
 
 def build_strategy(

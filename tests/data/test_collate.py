@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
 from mmtransfer.data.augment import AugmentAudio, AugmentImage, AugmentText
 from mmtransfer.data.collate import Collate, ReadError, Stored, collate_stored
+from mmtransfer.data.rows import NumberedRows
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.encoders.decoding import decode_audio, decode_image
-from mmtransfer.features import Features
+from mmtransfer.features import Draw, Features
 from mmtransfer.tasks.classification import IGNORE, Classification
 
 
@@ -128,6 +131,23 @@ def test_augmentation_repeats_per_row_and_epoch(encoders, picture, workers):
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a, b)  # other mates, other order, other worker
         assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_that_is_drawn_again_is_augmented_otherwise(encoders, picture, workers):
+    rows = [{"image": picture(i)} for i in range(3)]
+    collate = Collate({"image": encoders["image"]}, {}, augment={"image": AugmentImage()}, seed=3)
+    loader = torch.utils.data.DataLoader(
+        NumberedRows(rows, ["image"]),
+        batch_sampler=[[2, Draw(2, 1), 0], [Draw(2, 2), Draw(2, 1), 2]],
+        collate_fn=collate,
+        num_workers=workers,
+    )
+    first, second = (batch.inputs["image"].values["pixel_values"] for batch in loader)
+    assert torch.equal(first[0], second[2])
+    assert torch.equal(first[1], second[1])
+    versions = [first[0], first[1], second[0]]
+    assert not any(torch.equal(a, b) for a, b in combinations(versions, 2))
 
 
 def test_augmented_values_keep_their_kind(picture, clip):

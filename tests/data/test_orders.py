@@ -9,8 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtransfer.data.orders import Balanced, BlockShuffled, LengthGrouped, Shuffled
+from mmtransfer.data.orders import (
+    Balanced,
+    BlockShuffled,
+    LengthGrouped,
+    Shuffled,
+    times_before,
+)
 from mmtransfer.data.samplers import TrainBatches
+from mmtransfer.features import draw_key
 
 EPOCHS = st.integers(0, 5)
 
@@ -164,3 +171,33 @@ def test_classes_are_drawn_as_often_as_the_power_says(seed, power):
 
 def test_balance_needs_no_labels():
     assert len(Balanced(torch.full((10,), -1), 0)(0).unique()) > 3
+
+
+@given(st.lists(st.integers(0, 9), max_size=60))
+@settings(deadline=None)
+def test_repeats_are_counted_in_the_order_in_which_they_come(rows):
+    naive = [rows[:i].count(row) for i, row in enumerate(rows)]
+    assert times_before(torch.tensor(rows, dtype=torch.int64)).tolist() == naive
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize("start", [0, 2])
+def test_every_draw_of_an_epoch_is_another_whatever_the_processes(shape, start):
+    """A row that is drawn again is told from its first draw, in the middle of an epoch as well."""
+    labels = torch.tensor([0] * 30 + [1, 1, 2])
+    accumulation, processes = shape
+
+    def keys(accumulation, processes, start):
+        found = []
+        for rank in range(processes):
+            order = Balanced(labels, seed=3)
+            sampler = TrainBatches(33, 8, 0, accumulation, rank, processes, order)
+            sampler.start = start
+            found += [draw_key(i) for part in sampler for i in part if i >= 0]
+        return sorted(found)
+
+    alone = keys(1, 1, 0)
+    assert len(set(alone)) == len(alone) == 33
+    assert max(map(len, alone)) == 2  # else nothing was drawn twice
+    assert keys(accumulation, processes, start) == keys(1, 1, start)
+    assert set(keys(1, 1, start)) <= set(alone)

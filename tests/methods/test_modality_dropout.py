@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtransfer.features import RowContext
+from mmtransfer.features import Draw, RowContext
 from mmtransfer.methods.modality_dropout import ModalityDropout
 
 NAMES = ["audio", "image", "text"]
@@ -42,6 +42,13 @@ def test_draws_depend_on_row_epoch_and_seed_alone():
     assert drop(0.5, rows) != drop(0.5, rows, epoch=1)
     assert drop(0.5, rows) != drop(0.5, rows, seed=1)
     assert drop(0.5, rows)[:20] == drop(0.5, rows[:20])
+
+
+def test_a_row_that_is_drawn_again_loses_others():
+    rows = [(Draw(7, k) if k else 7, dict.fromkeys(NAMES, 1)) for k in range(40)]
+    ModalityDropout(0.5).on_rows(rows, RowContext(0, 0, NAMES))
+    assert len({tuple(row.items()) for _, row in rows}) > 3
+    assert rows[0][1] == drop(0.5, [dict.fromkeys(NAMES, 1)] * 8)[7]  # the first is as ever
 
 
 def test_a_rate_of_one_is_refused():

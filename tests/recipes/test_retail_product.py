@@ -127,7 +127,7 @@ def test_every_argument_comes_back_from_the_saved_configuration(tmp_path, monkey
     story = load_recipe()
     monkeypatch.setitem(sys.modules, "retail_product", story)  # where its type hints are looked up
     received: list[tuple] = []
-    monkeypatch.setattr(story, "train_on", lambda *arguments: received.append(arguments))
+    monkeypatch.setattr(story, "train_on", lambda *given, **begin: received.append((*given, begin)))
     monkeypatch.setattr(story, "end_processes", lambda: None)
     written_out = {"epochs": 2, "encoder_lr": {"image": 1e-5, "text": 0}, "schedule": "constant"}
     for given in (
@@ -148,9 +148,9 @@ def test_every_argument_comes_back_from_the_saved_configuration(tmp_path, monkey
     ):
         received.clear()
         command(story.main, "recipe", ["--data", "DATA", "--output", str(tmp_path / "o"), *given])
-        write_config(tmp_path, received[0][8])
+        write_config(tmp_path, received[0][8]["arguments"])
         command(story.main, "recipe", ["--config", str(tmp_path / "config.yaml")])
-        first, second = ([plain(a) for a in (*r[:4], *r[5:8], r[9])] for r in received)
+        first, second = ([plain(a) for a in (*r[:4], *r[5:8], r[8]["overwrite"])] for r in received)
         assert second == first
         assert received[1][4].config() == received[0][4].config()  # the strategy, built
 
@@ -176,7 +176,7 @@ def test_the_story_fills_its_table(tmp_path, monkeypatch):
     short["linear_probe"] = build_strategy("linear_probe", epochs=1)
     short["lp_ft"] = build_strategy("lp_ft", probe_epochs=1, epochs=1)
     monkeypatch.setattr(story, "STRATEGIES", short)
-    story.tell_story(tmp_path, 2, TrainingOptions(progress=False), {"seeds": 2})
+    story.tell_story(tmp_path, 2, TrainingOptions(progress=False), {"arguments": {}})
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     together = "image + text + audio"
     assert {name: set(row) for name, row in metrics["table"].items()} == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,15 +39,25 @@ def launched(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]
     cache = tmp_path_factory.mktemp("launched-cache")
     script = Path(__file__).with_name("launched_script.py")
 
-    def launch(*prefix: str, output: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    def launch(
+        *prefix: str,
+        output: Path,
+        given: tuple[str, ...] = (),
+        stop_when: Callable[[], bool] | None = None,
+        **variables: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """stop_when: SIGTERM to what was started, as soon as this is so"""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MMTRANSFER_CACHE": str(cache)}
-        return subprocess.run(
-            [*prefix, str(script), "--output", str(output)],
-            env=environment | variables,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [*prefix, str(script), "--output", str(output), *given]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env=environment | variables, **pipes) as started:
+            while stop_when and started.poll() is None:
+                if stop_when():
+                    started.terminate()
+                    break
+                time.sleep(0.05)
+            told = started.communicate(timeout=300)
+            return subprocess.CompletedProcess(command, started.returncode, *told)
 
     return launch
 

@@ -15,7 +15,7 @@ TINY = {"image": "tiny-vit?width=16&layers=1", "text": "tiny-bert?width=16&layer
 TASKS = {"product": "classification"}
 
 
-def main(output: Path, epochs: int = 2) -> None:
+def main(output: Path, epochs: int = 2, resume: bool = False) -> None:
     """Train for some epochs."""
     arguments = dict(locals())
     data = {
@@ -24,7 +24,7 @@ def main(output: Path, epochs: int = 2) -> None:
     }
     model = build_model(TINY, TASKS, data["train"], "gated", 8)
     options = TrainingOptions(batch_size=10, progress=False, track=[])
-    run(model, data, build_strategy("full", epochs=epochs), options, output, "", arguments)
+    run(model, data, build_strategy("full", epochs=epochs), options, output, "", arguments, resume)
     end_processes()
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import torch
+from accelerate.utils import gather_object
 
 from mmtransfer.data.products import product_rows
 from mmtransfer.model import TransferModel
@@ -50,6 +53,14 @@ def main(saved: str, output: str) -> None:
         sharded = is_sharded(trainer.model)
         main_process = trainer.accelerator.is_main_process
         trainer.close()
+    # early stopping: all decide the same
+    still = Strategy([Phase(30, lr=1e-9, warmup=0.0, schedule="constant")])
+    model = build_model({"text": "tiny-bert"}, TASKS, train, "gated", 16, seed=0)
+    patient = replace(options, patience=2)
+    trainer = Trainer(model, train, test, still, patient)
+    results["epochs"] = gather_object([len(trainer.fit())])
+    results["drawn"] = gather_object([torch.rand(1).item()])  # drop-out, say
+    trainer.close()
     # the same weights, evaluated
     model = TransferModel.from_pretrained(saved)
     trainer = Trainer(model, train, None, build_strategy("full"), options)

@@ -21,12 +21,12 @@ def checkpoints(tmp_path):
     return Checkpoints(tmp_path / "checkpoints", keep=2, accelerator=Accelerator(cpu=True))
 
 
-def write(checkpoints, step, best=0.0, unchanged=()):
+def write(checkpoints, step, best=0.0):
     weights = {
         "trained": {"w": torch.full((3,), float(step))},
         "best": {"w": torch.full((3,), best)},
     }
-    checkpoints.write(step, weights, {"step": step}, {"random": random_state()}, unchanged)
+    checkpoints.write(step, weights, {"step": step}, {"random": random_state()})
 
 
 def names(checkpoints):
@@ -57,14 +57,27 @@ def test_the_same_step_twice_never_leaves_a_gap(checkpoints):
     assert checkpoints.newest().directory.name == "step-00000003.1"
 
 
-def test_unchanged_weights_are_not_written_again(checkpoints):
+def test_one_damaged_file_never_damages_a_second_checkpoint(checkpoints):
+    """Not even the best weights, which are the same in many: each has files of its own."""
     write(checkpoints, 3, best=1.0)
-    write(checkpoints, 6, best=1.0, unchanged=("best",))
-    first, second = (
-        checkpoints.directory / name / "best.safetensors" for name in names(checkpoints)
-    )
-    assert first.samefile(second)
-    assert torch.equal(checkpoints.newest().weights("best")["w"], torch.ones(3))
+    write(checkpoints, 6, best=1.0)
+    with (checkpoints.directory / "step-00000006.0" / "best.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"\x00\xff")
+    with pytest.warns(UserWarning, match="left out: best.safetensors is not what was written"):
+        found = checkpoints.newest()
+    assert found.step == 3
+    assert torch.equal(found.weights("best")["w"], torch.ones(3))
+
+
+def test_where_every_checkpoint_is_damaged_the_error_says_what_to_do(checkpoints):
+    for step in (3, 6):
+        write(checkpoints, step)
+    for directory in checkpoints.directory.iterdir():
+        (directory / "manifest.json").unlink()
+    message = "no checkpoint in .* is whole .found step-00000006.0, step-00000003.0.*--overwrite"
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(ValueError, match=message):
+        checkpoints.newest()
 
 
 @pytest.mark.parametrize("file", ["trained.safetensors", "training.pt", "rank-0.pt"])
@@ -82,7 +95,7 @@ def test_a_damaged_one_is_left_out_and_never_copied_on(checkpoints, file, damage
     with pytest.warns(UserWarning, match="left out"):
         found = checkpoints.newest()
     assert found.step == 3
-    write(checkpoints, 5, best=1.0, unchanged=("best",))  # the next after going on from step 3
+    write(checkpoints, 5, best=1.0)  # the next after going on from step 3
     assert names(checkpoints) == ["step-00000003.0", "step-00000005.0"]
     assert checkpoints.newest().step == 5
 

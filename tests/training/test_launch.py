@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -22,6 +23,12 @@ SEVERAL = {  # (machines, processes on each), the arguments that a user has to a
     "two_machines": ((2, 8), ["--machine_rank", "1", "--main_process_ip", "10.0.0.1"]),
     "cpu": ((1, 2), []),
 }
+
+
+def rates_of(output: Path) -> list[float]:
+    """The rate of every step."""
+    with (output / "training.csv").open(newline="") as file:
+        return [float(line["rate"]) for line in csv.DictReader(file) if line["rate"]]
 
 
 def launch_arguments(name: str, added: list[str]):
@@ -98,6 +105,35 @@ def test_the_cpu_configuration_trains_one_model_on_two_processes(cpu_run, launch
     assert (one["processes"], two["processes"]) == (1, 2)
     losses = [[epoch["train_loss"] for epoch in metrics["history"]] for metrics in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    rates = [rates_of(path) for path in (tmp_path / "one", cpu_run)]
+    assert rates[0] == rates[1]  # neither scaled nor run through faster
+    assert len(rates[0]) == 6
+    assert rates[0][-1] < 0.3 * max(rates[0])
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_leaves_a_checkpoint_to_go_on_from(launched, tmp_path):
+    """The launcher's exit status is its own; its processes save and leave within its patience."""
+    output = tmp_path / "out"
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file")
+    how = {"output": output, "given": ("--epochs", "150"), "ACCELERATE_USE_CPU": "true"}
+    config = str(CONFIGS / "cpu.yaml")
+    log = output / "training.csv"
+    started = launched(
+        *launcher,
+        config,
+        stop_when=lambda: log.is_file() and len(log.read_text().splitlines()) > 1,
+        **how,
+    )
+    assert "stopped by SIGTERM after step" in started.stderr
+    manifests = list((output / "checkpoints").glob("step-*/manifest.json"))
+    assert [json.loads(path.read_text())["processes"] for path in manifests] == [2]
+    assert not (output / "metrics.json").exists()
+    how["given"] += ("--resume",)
+    done = launched(*launcher, config, **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((output / "metrics.json").read_text())["steps"] == 450
+    assert len(rates_of(output)) == 450
 
 
 @pytest.mark.slow

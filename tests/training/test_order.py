@@ -15,7 +15,7 @@ from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.order import check_order, choose_order, labels_of, lengths_of
 from mmtransfer.training.run import build_model
 from mmtransfer.training.trainer import Trainer
-from mmtransfer.transfer.base import Phase, Strategy
+from mmtransfer.transfer.base import Phase, Strategy, build_strategy
 
 TASKS = {"product": "classification", "category": "classification"}
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
@@ -161,3 +161,39 @@ def test_a_loss_with_class_weights_is_that_of_pytorch(products):
         losses[accumulation] = trainer.losses
         assert trainer.losses[0] == pytest.approx(before, abs=1e-5)
     assert losses[1] == pytest.approx(losses[3], abs=1e-4)
+
+
+def test_balanced_draws_are_the_same_whatever_the_workers_and_after_a_resume(products, tmp_path):
+    """With pictures mixed, augmented and dropped: all that is random about a draw."""
+
+    def train(output, workers=0, until=0, resume=False):
+        model = build_model(TINY, TASKS, products["train"], "gated", 16)
+        methods = ["modality_dropout", "mixup", Until(until)]
+        strategy = build_strategy("full", methods, epochs=2)
+        chosen = options(
+            order="balanced", augment=True, workers=workers, checkpoint_steps=2, track=[]
+        )
+        trainer = Trainer(model, products["train"], None, strategy, chosen, output)
+        try:
+            trainer.fit(resume)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            trainer.close()
+        return trainer.losses
+
+    class Until(Method):
+        def __init__(self, step):
+            self.last = step
+
+        def config(self):
+            return {}
+
+        def on_weights(self, model, step):
+            if step == self.last:
+                raise KeyboardInterrupt
+
+    alone = train(tmp_path / "alone")
+    assert train(tmp_path / "workers", workers=2) == alone
+    train(tmp_path / "cut", until=3)
+    assert train(tmp_path / "cut", resume=True) == alone

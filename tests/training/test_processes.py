@@ -83,6 +83,14 @@ def test_the_loss_curve_is_the_same(results, processes, strategy):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 3, "fsdp"])
+def test_processes_stop_early_together_and_draw_for_themselves(results, processes):
+    count = 2 if processes == "fsdp" else processes
+    assert results[processes]["epochs"] == [3] * count
+    assert len(set(results[processes]["drawn"])) == count
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_steps_of_a_stream_of_one_shard_are_the_same(results, processes):
     found = results[processes]["stream_losses"]

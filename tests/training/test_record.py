@@ -90,7 +90,8 @@ def test_large_files_are_known_by_their_footers_and_streams_by_their_length(tmp_
     assert found[0]["footers"] != found[2]["footers"]
     assert found[0]["rows"] == 3
     stream = Stream(data.to_iterable_dataset(), length=3)
-    assert fingerprints({"train": stream}, ["text"]) == {"train": {"rows": 3}}
+    columns = ["text", "kind"]
+    assert fingerprints({"train": stream}, ["text"]) == {"train": {"rows": 3, "columns": columns}}
 
 
 def test_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
@@ -115,6 +116,7 @@ def test_uncommitted_changes_are_recorded(tmp_path, monkeypatch):
     assert "-lr = 1\n+lr = 2" in changed["diff"]
 
     (tmp_path / "folder" / "encoder.py").write_text("width = 3\n")
+    (tmp_path / ".#recipe.py").symlink_to("me@host.123")  # as editors mark what they have open
     more = git_state(tmp_path)
     assert "new file folder/encoder.py\nwidth = 3" in more["diff"]
     assert more["diff_sha256"] != changed["diff_sha256"]
@@ -145,13 +147,13 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_earlier_records(tmp_path):
-    rows, options = {"train": [{"text": "pear"}]}, TrainingOptions()
-    write_record(tmp_path, rows, ["text"], options)
+    data, options = {"train": {"rows": 1}}, TrainingOptions()
+    write_record(tmp_path, data, options)
     first = read_record(tmp_path)
     for count in (1, 2):
-        write_record(tmp_path, rows, ["text"], options, resume=True)
+        write_record(tmp_path, data, options, resume=True)
         record = read_record(tmp_path)
         assert record["before"][0] == first
         assert len(record["before"]) == count
-    write_record(tmp_path, rows, ["text"], options)
+    write_record(tmp_path, data, options)
     assert "before" not in read_record(tmp_path)

@@ -24,6 +24,8 @@ FAMILIES = [
     "read-only",
     "processes",
     "store",
+    "refused",
+    "finished",
 ]
 
 

@@ -59,7 +59,7 @@ def test_all_splits_are_checked_before_training(products, tmp_path):
     )
     plan, options = build_strategy("full", epochs=1), TrainingOptions(progress=False)
     with pytest.raises(ValueError, match="test column 'product': label 'brick' is none of the 16"):
-        run(model, data, plan, options, tmp_path)
+        run(model, data, plan, options, tmp_path, overwrite=True)
     assert (tmp_path / "metrics.json").exists()
     with pytest.raises(ValueError, match="unknown split 'val'. Did you mean 'validation'"):
         run(model, {"train": data["train"], "val": data["validation"]}, plan, options)
