@@ -62,7 +62,7 @@ def fit(
 
     cache: of the feature store; None to encode in every step
     """
-    chosen = TrainingOptions(cache=cache, track=[], progress=False, workers=0, **options)
+    chosen = TrainingOptions(cache=cache, evaluation_batch_size=32, progress=False, **options)
     trainer = Trainer(deepcopy(model), rows, None, Strategy([phase]), chosen)
     if cache is None:
         trainer.data.stores_of = lambda split, rows: {}  # type: ignore[method-assign]

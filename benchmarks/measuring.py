@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,6 +78,17 @@ def write_results(output: Path, results: Mapping[str, Any]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     surroundings = {"versions": versions(), "hardware": hardware()}
     output.write_text(json.dumps({**surroundings, **results}, indent=2) + "\n")
+
+
+def spawn(script: str, processes: int) -> None:
+    """Start the present command on several processes, with one feature store for all."""
+    cpu = {} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node", str(processes), script, *sys.argv[1:]]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | cpu | {"MMTRANSFER_CACHE": cache}
+        if code := subprocess.run(launcher, env=environment).returncode:
+            raise SystemExit(code)
 
 
 def decide(failures: list[str]) -> None:

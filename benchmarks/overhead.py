@@ -17,10 +17,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -29,18 +28,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from measuring import RESULTS, Seconds, timed, write_results
+from by_hand import Epoch, Rows, fit_by_hand, loader_of
+from measuring import RESULTS, Seconds, spawn, timed, write_results
 from rich.console import Console
 from rich.table import Table
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from mmtransfer import Phase, Strategy, Trainer, TrainingOptions, TransferModel
 from mmtransfer.cli import command
 from mmtransfer.data.collate import Collate
 from mmtransfer.data.products import product_rows
-from mmtransfer.data.rows import NumberedRows
 from mmtransfer.data.samplers import TrainBatches
 from mmtransfer.features import Batch, Features
 from mmtransfer.training.processes import join_processes
@@ -51,52 +47,6 @@ ENCODERS = {"image": "tiny-vit?width=128&layers=4", "text": "tiny-bert?width=128
 TASKS = {"product": "classification", "category": "classification"}
 #: what the trainer and the loop by hand may differ by in the loss of an epoch, relative
 SAME_LOSS = 0.02
-
-Rows = list[dict[str, Any]]
-Epoch = Callable[[int], Iterable[Batch]]
-
-
-def fit_by_hand(model: TransferModel, batches: Epoch, phase: Phase, steps: int, o: TrainingOptions):
-    """A plain PyTorch loop; -> mean loss of each epoch."""
-    state = PartialState()
-    optimizer = torch.optim.AdamW(phase.apply(model), fused=True)
-    total = phase.epochs * steps
-    cosine = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total))
-    )
-    trained = DistributedDataParallel(model) if state.num_processes > 1 else model
-    half = torch.autocast(state.device.type, torch.bfloat16, enabled=o.precision == "bf16")
-    losses = []
-    for epoch in range(phase.epochs):
-        trained.train()
-        for batch in batches(epoch):
-            batch = batch.to(state.device, non_blocking=True)
-            with half:
-                logits = trained(batch.inputs, len(batch)).logits
-                loss = sum(F.cross_entropy(logits[n], batch.targets[n]) for n in TASKS)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            cosine.step()
-            losses.append(loss.detach())
-    return torch.stack(losses).view(phase.epochs, steps).mean(1).tolist()
-
-
-def loader_of(model: TransferModel, rows: Rows, batches: TrainBatches) -> Epoch:
-    """Raw rows through the same collate function as the trainer's."""
-    loader: Any = DataLoader(
-        NumberedRows(rows, [*ENCODERS, *TASKS]),
-        batch_sampler=batches,
-        collate_fn=Collate(model.encoders, model.tasks),
-        pin_memory=PartialState().device.type == "cuda",
-    )
-
-    def epoch_of(epoch: int) -> Iterable[Batch]:
-        batches.epoch = epoch
-        return loader
-
-    return epoch_of
 
 
 def features_of(model: TransferModel, rows: Rows, batches: TrainBatches) -> Epoch:
@@ -161,17 +111,6 @@ def _throughput(seconds: list[float], steps: int, options: TrainingOptions) -> d
     return {"rows_per_second": options.batch_size / step, "milliseconds_per_step": 1000 * step}
 
 
-def spawn(processes: int) -> None:
-    """Start this command on several processes, with one feature store for all."""
-    cpu = {} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc_per_node", str(processes), __file__, *sys.argv[1:]]
-    with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | cpu | {"MMTRANSFER_CACHE": cache}
-        if code := subprocess.run(launcher, env=environment).returncode:
-            raise SystemExit(code)
-
-
 def decide(output: Path, limit: float) -> None:
     """Exit code 1 where full fine-tuning falls below the limit."""
     ratio = json.loads(output.read_text())["cases"]["full"]["ratio"]
@@ -210,7 +149,7 @@ def main(
     suffix = f"_{processes}_processes" if processes > 1 else ""
     output = output or RESULTS / f"overhead{suffix}.json"
     if processes > 1 and "LOCAL_RANK" not in os.environ:
-        spawn(processes)
+        spawn(__file__, processes)
         decide(output, limit)
         return
     join_processes()

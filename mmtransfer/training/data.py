@@ -144,7 +144,8 @@ class TrainingData:
         Workers that were killed are replaced, and go on with the first window that is not whole.
         What could not be read is remembered.
         """
-        batches = loader.batch_sampler or loader.dataset  # a stream makes its batches by itself
+        stream = loader.batch_sampler is None  # it makes its batches by itself
+        batches = loader.dataset if stream else loader.batch_sampler
         loader.collate_fn.epoch.fill_(getattr(batches, "epoch", 0))
         for window in read_windows(loader, size, self.progress.line):
             for batch in window:

@@ -21,7 +21,8 @@ def read_windows(
 
     Workers that were killed are replaced, and go on with the first window that is not whole.
     """
-    batches = loader.batch_sampler or loader.dataset  # a stream makes its batches by itself
+    stream = loader.batch_sampler is None  # it makes its batches by itself
+    batches = loader.dataset if stream else loader.batch_sampler
     first, done, attempts = batches.start, 0, 0
     while True:
         try:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
@@ -151,12 +152,14 @@ def compile_encoders(model: TransferModel) -> None:
     for encoder in model.encoders.values():
         if is_trainable(encoder):
             encoder.compile()
+            encoder.__dict__["above"] = torch.compile(encoder.above)  # from stored activations
 
 
 def forget_compiled(model: TransferModel) -> None:
     """Undo `compile_encoders`."""
     for encoder in model.encoders.values():
         encoder._compiled_call_impl = None
+        encoder.__dict__.pop("above", None)
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:

@@ -72,6 +72,28 @@ def test_a_compiled_run_is_the_run_and_can_be_taken_up(products, tmp_path):
     ]
 
 
+@compiler
+@pytest.mark.slow
+def test_what_trains_above_stored_activations_is_compiled_too(products, tmp_path):
+    top = Strategy([Phase(2, lr=1e-2, encoder_lr=1e-3, top_stages=1)])
+    losses = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        encoders = {"image": "tiny-vit?width=16&layers=1"}
+        rows = products["train"][:16]
+        model = build_model(encoders, {"product": "classification"}, rows, width=16)
+        options = TrainingOptions(
+            batch_size=8, compile=compiled, cache=str(tmp_path), progress=False
+        )
+        fitted = Trainer(model, rows, None, top, options)
+        fitted.fit()
+        losses.append(fitted.losses)
+        assert bool(torch._dynamo.utils.counters["stats"]["calls_captured"]) == compiled
+        assert "above" not in vars(model.encoders["image"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_a_machine_without_a_compiler_is_told_so(products, monkeypatch):
     model = trainer(products, compiled=False).model
     monkeypatch.setattr(shutil, "which", lambda name: None)
