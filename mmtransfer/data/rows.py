@@ -235,8 +235,8 @@ def fingerprint_column(rows: Rows, name: str) -> str:
 def _parts(value: Any) -> Iterable[bytes]:
     """Bytes that tell a value from all others, of whatever type."""
     if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            return _parts(value["bytes"])
+        if isinstance(value.get("bytes"), bytes) and set(value) <= {"bytes", "path"}:
+            return _parts(value["bytes"])  # of a file, whatever its name
         return [
             b"{",
             *(part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))),
