@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtransfer.data.store import DTYPES, cache_directory, describe, digest_of
+from mmtransfer.data.store import DTYPES, cache_directory, describe, digest_of, remove_store
 
 NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{8}\.part)?")
 #: seconds without a change after which nobody is at work on a half-written store any more
@@ -151,13 +149,5 @@ def prune(
         else:
             kept += entry.bytes
     for entry in [] if dry_run else gone:
-        _remove(entry.directory)
+        remove_store(entry.directory)
     return gone
-
-
-def _remove(directory: Path) -> None:
-    """Take a store away in one step, so that no run finds half of it, and then delete it."""
-    aside = directory.with_name(f"{directory.name[:32]}.{uuid.uuid4().hex[:8]}.part")
-    with suppress(FileNotFoundError):  # somebody else was faster
-        directory.rename(aside)
-        shutil.rmtree(aside)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from glob import escape
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from mmtransfer.data.collate import Row, Stored
 from mmtransfer.data.store import FeatureStore, StoredViews
 from mmtransfer.data.stream import Stream, as_stream, finer, is_stream, undecoded_rows
+from mmtransfer.data.values import digest_of_values
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.encoders.decoding import is_file
 from mmtransfer.features import row_number
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
@@ -224,36 +223,11 @@ class NumberedRows:
 
 
 def fingerprint_column(rows: Rows, name: str) -> str:
-    """Digest of all values of a column, whatever file they come from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for value in column(rows, name):
-        for part in _parts(value):
-            digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
+    """Digest of all values of a column, whatever file they come from.
 
-
-def _parts(value: Any) -> Iterable[bytes]:
-    """Bytes that tell a value from all others, of whatever type."""
-    if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            return _parts(value["bytes"])
-        return [
-            b"{",
-            *(part for key in sorted(value) for part in (key.encode(), *_parts(value[key]))),
-            b"}",
-        ]
-    if isinstance(value, bytes):
-        return [b"bytes", value]
-    if isinstance(value, str | Path):
-        if not is_file(value):
-            return [b"str", str(value).encode()]
-        found = Path(value).stat()
-        return [b"file", str(value).encode(), f"{found.st_size} {found.st_mtime_ns}".encode()]
-    if isinstance(value, list | tuple):
-        return [b"[", *(part for item in value for part in _parts(item)), b"]"]
-    if hasattr(value, "tobytes") or hasattr(value, "numpy"):  # arrays, tensors, pictures
-        kind = (getattr(value, "dtype", None), getattr(value, "mode", None))
-        shape = getattr(value, "shape", None) or getattr(value, "size", None)
-        raw = value if hasattr(value, "tobytes") else value.detach().cpu().numpy()
-        return [b"array", f"{kind} {shape}".encode(), raw.tobytes()]
-    return [type(value).__name__.encode(), repr(value).encode()]
+    Raises `ValueError` for values that nothing tells apart, such as open files.
+    """
+    try:
+        return digest_of_values(column(rows, name))
+    except ValueError as error:
+        raise ValueError(f"column {name!r}: {error}") from error

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -213,7 +214,7 @@ def finish_store(directory: Path, final: Path, description: Mapping[str, Any]) -
         file.write(json.dumps(described))
         sync(file)
     if final.exists() and not is_sound(final):
-        shutil.rmtree(final)
+        remove_store(final)
     try:
         directory.rename(final)
     except OSError:
@@ -224,3 +225,11 @@ def finish_store(directory: Path, final: Path, description: Mapping[str, Any]) -
     folder = os.open(final.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+def remove_store(directory: Path) -> None:
+    """Take a store away in one step, so that no run finds half of it, and then delete it."""
+    aside = directory.with_name(f"{directory.name[:32]}.{uuid.uuid4().hex[:8]}.part")
+    with suppress(FileNotFoundError):  # somebody else was faster
+        directory.rename(aside)
+        shutil.rmtree(aside)

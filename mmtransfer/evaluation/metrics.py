@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from mmtransfer.features import Batch
-from mmtransfer.model import TransferModel
+from mmtransfer.features import Batch, Outputs
 from mmtransfer.tasks.base import Task
 
 
@@ -23,13 +22,15 @@ class Collected:
     weights: Tensor | None = None
 
 
-def collect(model: TransferModel, batches: Iterable[Batch], device: torch.device) -> Collected:
+def collect(
+    model: Callable[[Batch], Outputs], batches: Iterable[Batch], device: torch.device
+) -> Collected:
     """Outputs of all batches, of all processes, in row order, without fillers, on the CPU."""
     kept = []
     with torch.inference_mode():
         for batch in batches:
             batch = batch.to(device, non_blocking=True)
-            out = model(batch.inputs, len(batch))
+            out = model(batch)
             kept.append((batch.index, out.logits, batch.targets, out.weights))
     index = torch.cat([k[0] for k in kept]).cpu()
     real = index >= 0

@@ -161,13 +161,15 @@ class Encoding:
         device = self.accelerator.device
         training = encoder.training
         encoder.eval().to(device)
-        with torch.inference_mode(), self.accelerator.autocast():
+        with torch.inference_mode():
             for number, (batch,) in enumerate(read_windows(self._loader(), 1, self.tell)):
                 self.unreadable += batch.unreadable.get(name, [])
                 chunk: list[np.ndarray | None] = [None] * len(batch)
                 inputs = batch.inputs.get(name)
                 if isinstance(inputs, Inputs):
-                    features = self.extraction(inputs.to(device, non_blocking=True))
+                    inputs = inputs.to(device, non_blocking=True)
+                    with self.accelerator.autocast():  # not around the loader: it forks workers
+                        features = self.extraction(inputs)
                     self.width = features.width
                     tokens = features.tokens.cpu().numpy()
                     mask = features.mask.cpu().numpy()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmtransfer.data.rows import Rows
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
-from mmtransfer.features import Batch
+from mmtransfer.features import Batch, Outputs
 from mmtransfer.model import TransferModel
 from mmtransfer.training.checkpoint import (
     Checkpoint,
@@ -399,14 +399,17 @@ class Trainer:
         started = time.perf_counter()
         training = self.model.training
         self.model.eval()
-        with self.accelerator.autocast():
-            collected = collect(
-                self.model, self._until_asked(loader, split), self.accelerator.device
-            )
+        collected = collect(
+            self._outputs, self._until_asked(loader, split), self.accelerator.device
+        )
         self.model.train(training)
         self.seconds["evaluation"] += time.perf_counter() - started
         self.leave_if_asked()
         return collected
+
+    def _outputs(self, batch: Batch) -> Outputs:
+        with self.accelerator.autocast():  # what reads the batches must not inherit it
+            return self.model(batch.inputs, len(batch))
 
     def _until_asked(self, loader: Any, split: str) -> Iterator[Batch]:
         for (batch,) in self.data.windows(split, loader, 1):

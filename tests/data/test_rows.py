@@ -132,6 +132,17 @@ def test_values_that_print_alike_differ():
         assert first != second
 
 
+def test_bytes_beside_a_path_are_the_whole_value_and_beside_other_entries_are_not():
+    def found(value):
+        return fingerprint_column([{"x": value}], "x")
+
+    assert found({"bytes": b"1", "path": "a.png"}) == found({"bytes": b"1", "path": None})
+    assert found({"bytes": b"1"}) == found(b"1")
+    assert found({"bytes": 5, "packets": 1}) != found({"bytes": 5, "packets": 9})
+    assert found({"bytes": b"1", "label": 1}) != found({"bytes": b"1", "label": 2})
+    assert found({"bytes": 5, "path": "a"}) != found({"bytes": 5, "path": "b"})
+
+
 def test_a_fingerprint_tells_values_of_other_types_apart():
     values = [None, "None", 1, "1", 1.0, b"1", ["1"], [1], {"a": 1}, True, np.int64(1)]
     found = {fingerprint_column([{"x": value}], "x") for value in values}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,30 @@ def test_a_damaged_store_is_no_sound_one_and_gives_way_to_a_new_one(tmp_path, fi
     again = build(tmp_path, [rows], 3)
     assert np.array_equal(again[0], rows[0])
     assert again[1] is None
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "replaced"])
+def test_a_damaged_store_that_another_builder_is_quicker_with(tmp_path, monkeypatch, meanwhile):
+    rows = [np.ones((2, 3), np.float32)]
+    final = build(tmp_path, [rows], 3).directory
+    (final / "tokens-0.bin").write_bytes(b"")
+    shards = [write_shard(tmp_path / "late.part", 0, [rows], "fp32")]
+    look, delete, deleted = is_sound, shutil.rmtree, []
+
+    def look_too_early(directory):
+        found = look(directory)
+        monkeypatch.setattr("mmtransfer.data.store.is_sound", look)
+        delete(final)
+        if meanwhile == "replaced":
+            build(tmp_path, [rows], 3)
+        monkeypatch.setattr(shutil, "rmtree", lambda path: (deleted.append(path), delete(path)))
+        return found
+
+    monkeypatch.setattr("mmtransfer.data.store.is_sound", look_too_early)
+    finish_store(tmp_path / "late.part", final, description(3, shards))
+    assert np.array_equal(FeatureStore(final)[0], rows[0])
+    assert final not in deleted  # file by file, while another run reads it
+    assert list(tmp_path.iterdir()) == [final]
 
 
 def test_views_take_turns_by_epoch(tmp_path):
