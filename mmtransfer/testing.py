@@ -24,6 +24,7 @@ from mmtransfer.contract import (
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Fused
 from mmtransfer.fusion.base import Fusion
+from mmtransfer.model import hold_still
 from mmtransfer.tasks.base import Task
 
 
@@ -200,6 +201,38 @@ def check_cuts(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4
                         f"{'gets a' if reached else 'gets no'} gradient from above()",
                     )
     encoder.zero_grad()
+    _check_cuts_in_training(encoder, samples[0], tolerance)
+
+
+def _check_cuts_in_training(encoder: Encoder, sample: Any, tolerance: float) -> None:
+    """With all below a cut frozen, `above` of what is stored trains as `forward` does."""
+    modes = {module: module.training for module in encoder.modules()}
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    inputs = encoder.collate([sample])
+    with torch.no_grad(), torch.random.fork_rng():
+        for depth in encoder.cuts:
+            activations = encoder.eval().below(depth, **inputs)
+            encoder.requires_grad_(False)
+            for stage in encoder.stages[depth:]:
+                stage.requires_grad_(True)
+            encoder.train()
+            hold_still(encoder, batch_norm=True)
+            for stage in encoder.stages:
+                stage.eval()  # what drop-out draws there depends on the padding, which may differ
+            torch.manual_seed(0)
+            found = encoder.above(depth, activations).pooled()
+            torch.manual_seed(0)
+            gap = float((found - encoder(**inputs).pooled()).abs().max())
+            require(
+                gap <= tolerance * (1 + float(found.abs().max())),
+                f"cut {depth}: where all below is frozen, above() is not forward() in training "
+                f"mode (gap {gap:.2g}): is there drop-out that belongs to no stage?",
+            )
+    encoder.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def random_features(

@@ -1,5 +1,7 @@
 """Stages and cuts of the transformers families: declared, complete, in order, and exact."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,21 @@ def test_drop_out_above_a_cut_is_that_of_forward(kind: Any, values: list[Any]) -
         if kind.name in WITH_DROP_OUT and depth < kind.family.stages - 1:
             calm = encoder.eval()(**inputs).tokens
             assert (calm - whole.tokens)[whole.mask].abs().max() > 1e-3
+
+
+def test_the_drop_out_of_whisper_is_off_behind_a_frozen_stem(
+    made: Callable[[str], Any], samples: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    kind = made("whisper")
+    shutil.copytree(kind.directory, tmp_path / "dropping")
+    config = tmp_path / "dropping" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dropout": 0.5}))
+    encoder = build_encoder(f"hf:{config.parent}").eval()
+    check_cuts(encoder, samples(kind), tolerance=1e-5)
+    inputs = encoder.train().collate(samples(kind))
+    for block in encoder.stages[1:]:
+        block.eval()
+    assert not torch.equal(encoder(**inputs).tokens, encoder(**inputs).tokens)  # it trains: on
 
 
 @pytest.mark.parametrize("name", ["wav2vec2-layer", "wav2vec2-group", "hubert-group", "whisper"])
