@@ -231,7 +231,7 @@ class HuggingFaceEncoder(Encoder):
         model = self.model.config.to_dict()
         for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):
             model.pop(name, None)  # say where the weights came from, not what they compute
-        if self.modality != "text":
+        if not isinstance(self.collate, TextCollate):
             shown = str(self.processor)
         elif getattr(self.processor, "backend_tokenizer", None) is not None:
             state = json.loads(self.processor.backend_tokenizer.to_str())
@@ -240,6 +240,9 @@ class HuggingFaceEncoder(Encoder):
             )
         else:
             shown = str(sorted(self.processor.get_vocab().items()))
+        if isinstance(self.collate, TextCollate):
+            coder = self.processor
+            shown += f"{self.collate.max_tokens} {coder.truncation_side} {coder.padding_side}"
         return super().identity() + json.dumps(model, sort_keys=True, default=str) + shown
 
     def config(self) -> dict[str, Any]:

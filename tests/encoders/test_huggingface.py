@@ -187,6 +187,19 @@ def test_long_texts_are_cut_where_the_positions_end(made: Callable[[str], Any]) 
     assert shorter.collate([long, "pear"])["attention_mask"].sum(1).tolist() == [5, 1]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"model_max_length": 5}, {"truncation_side": "left"}, {"padding_side": "left"}],
+)
+def test_how_texts_are_cut_and_padded_is_part_of_the_fingerprint(
+    made: Callable[[str], Any], changed: dict[str, Any]
+) -> None:
+    encoder = build_encoder(made("bert").spec)
+    coder = AutoTokenizer.from_pretrained(made("bert").directory, **changed)
+    other = type(encoder)(encoder.model, coder)
+    assert other.fingerprint() != encoder.fingerprint()
+
+
 def test_long_texts_are_cut_where_roberta_says_so(made: Callable[[str], Any]) -> None:
     # Its positions start at pad_token_id + 1: of 14 only 12 are left for tokens.
     encoder = build_encoder(made("roberta").spec).eval()
