@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
 POOLS = ("none", "mean", "first")
+SQUARES = ("maps", "grid")  # flows in which tokens are places of a square
 
 
 @register_encoder("hf")
@@ -115,6 +117,8 @@ class HuggingFaceEncoder(Encoder):
     def cuts(self) -> Sequence[int]:
         if self.layout is None or self.layout.flow is None:
             return ()
+        if self.layout.flow in SQUARES and not self._square:
+            return ()
         depth = divide(self.model, self.layout)
         first = len(depth.stem)
         return range(first, first + len(depth.blocks) + len(depth.tail))
@@ -171,7 +175,8 @@ class HuggingFaceEncoder(Encoder):
         pixels = pixel_values.contiguous(memory_format=torch.channels_last)
         options = {"interpolate_pos_encoding": True} if self._has_positions() else {}
         hidden = self._hidden(until, pixel_values=pixels, **options)
-        if until is not None and pixels.shape[2] != pixels.shape[3]:
+        divided = self.layout is not None and until is not None and self.layout.flow in SQUARES
+        if divided and pixels.shape[2] != pixels.shape[3]:
             raise ValueError(f"cuts need square pictures, found {tuple(pixels.shape)}")
         if hidden.ndim == 4:  # (B, D, H, W) of a convolutional network
             hidden = hidden.flatten(2).transpose(1, 2)  # (B, H * W, D)
@@ -209,6 +214,12 @@ class HuggingFaceEncoder(Encoder):
                 lambda which, n: run_above(self.model, layout, depth, x[which, :n]),
             )
         return Features(*join_windows(hidden, real & heard, windows))
+
+    @cached_property
+    def _square(self) -> bool:
+        """Whether pictures become squares; a processor that keeps their proportion makes none."""
+        height, width = self.collate([Image.new("RGB", (64, 48))])["pixel_values"].shape[2:]
+        return bool(height == width)
 
     def _has_positions(self) -> bool:
         forward = inspect.signature(type(self.model).forward).parameters

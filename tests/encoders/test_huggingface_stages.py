@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from mmtransfer.encoders.base import build_encoder
+from mmtransfer.encoders.huggingface import HuggingFaceEncoder
 from mmtransfer.encoders.huggingface_stages import LAYOUTS
 from mmtransfer.features import Features
 from mmtransfer.testing import check_cuts
@@ -149,6 +151,21 @@ def test_pictures_that_are_not_square_cannot_be_stored(
     assert encoder(pixel_values=pixels).mask.all()
     with pytest.raises(ValueError, match="square"):
         encoder.below(1, pixel_values=pixels)
+
+
+@pytest.mark.parametrize(("name", "divided"), [("vit", True), ("resnet", False), ("swin", False)])
+def test_processors_of_other_pictures_leave_the_cuts_that_need_no_squares(
+    name: str, divided: bool, made: Callable[[str], Any], samples: Callable[[Any], Any]
+) -> None:
+    kind = made(name)
+    model = build_encoder(kind.spec).model
+    processor = transformers.ViTImageProcessor(size={"height": 24, "width": 32})
+    if name == "vit":
+        config = transformers.ViTConfig(**model.config.to_dict() | {"image_size": (24, 32)})
+        model = transformers.ViTModel(config)
+    encoder = HuggingFaceEncoder(model, processor).eval()
+    assert len(encoder.cuts) == (4 if divided else 0)
+    check_cuts(encoder, samples(kind))
 
 
 def test_attention_is_sdpa_wherever_transformers_has_it(kind: Any, tmp_path: Path) -> None:
