@@ -72,6 +72,11 @@ class HuggingFaceEncoder(Encoder):
         self.pool, self.size, self.max_tokens = pool, size, max_tokens
         self.window_seconds = window_seconds
         self.layout = layout_of(self.model.config)
+        if pool == "first" and self.layout is not None and not self.layout.class_token:
+            raise ValueError(
+                f"pool 'first' needs a class token, {type(model).__name__} has none. "
+                "Valid: none, mean."
+            )
         if self.modality == "image":
             if size is not None:
                 resize_processor(processor, size)
