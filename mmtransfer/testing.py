@@ -21,6 +21,7 @@ from mmtransfer.contract import (
     require,
     saying,
 )
+from mmtransfer.data.augment import AUGMENTATIONS
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Fused
 from mmtransfer.fusion.base import Fusion
@@ -43,6 +44,8 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
         "width must be set to the D of the features, a whole number",
     )
     require(callable(getattr(encoder, "collate", None)), "collate(values) is missing")
+    known = (*AUGMENTATIONS, None)
+    require(encoder.modality in known, f"modality is {encoder.modality!r}, expected one of {known}")
     check_saved_form(encoder)
     try:
         pickle.dumps(encoder.collate)  # loader workers receive it this way
@@ -67,6 +70,7 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
                 "does padding leak, or batch norm run in training mode?",
             )
     check_stages(encoder)
+    _check_order(encoder, samples)
     check_cuts(encoder, samples, tolerance)
     encoder.zero_grad()
     with saying("the backward pass"):
@@ -106,6 +110,11 @@ def _check_features(encoder: Encoder, samples: list[Any]) -> Features:
     )
     require(
         features.mask.dtype == torch.bool, f"the mask must be bool, found {features.mask.dtype}"
+    )
+    own = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
+    require(
+        features.tokens.dtype == own,
+        f"features are {features.tokens.dtype}, the parameters {own}",
     )
     require(bool(features.present.all()), "a sample that is present has no real token in the mask")
     require(
@@ -164,6 +173,22 @@ def check_stages(encoder: Encoder) -> None:
             require(id(parameter) in own, f"stage {number} is no part of the encoder")
             before = seen.setdefault(id(parameter), number)
             require(before == number, f"stages {before} and {number} share a parameter")
+
+
+def _check_order(encoder: Encoder, samples: list[Any]) -> None:
+    """Stages start in their order, as far as the encoder calls their modules."""
+    started: dict[int, None] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda *_, number=number: started.setdefault(number))
+        for number, stage in enumerate(encoder.stages)
+        for module in stage.modules()
+    ]
+    with torch.no_grad():
+        _features(encoder, samples)
+    for handle in handles:
+        handle.remove()
+    order = list(started)
+    require(order == sorted(order), f"stages go from input to output, but start in order {order}")
 
 
 def check_cuts(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4) -> None:

@@ -210,6 +210,21 @@ class DropsWhatIsFrozen(Divided):
     dropped_below = True
 
 
+class ReversedStages(Words):
+    @property
+    def stages(self) -> list[nn.Module]:
+        return [self.layer, self.embed]
+
+
+class UnknownModality(Words):
+    modality = "picture"
+
+
+class DoublePrecision(Words):
+    def forward(self, ids: Tensor, mask: Tensor) -> Features:
+        return Features(super().forward(ids, mask).tokens.double(), mask)
+
+
 def test_the_check_of_cuts_leaves_no_trace() -> None:
     encoder = Divided().eval()
     encoder.embed.requires_grad_(False)
@@ -241,6 +256,9 @@ def test_the_check_of_cuts_leaves_no_trace() -> None:
         (ForgetsOnSaving, "the reloaded encoder differs"),
         (CollateCannotTravel, "pickle"),
         (CollateGivesLists, "dictionary of tensors"),
+        (ReversedStages, r"from input to output, but start in order \[1, 0\]"),
+        (UnknownModality, "modality is 'picture', expected one of .*'image'"),
+        (DoublePrecision, "features are torch.float64, the parameters torch.float32"),
         (DropsWhatIsFrozen, "drop-out that belongs to no stage"),
     ],
 )
