@@ -21,9 +21,11 @@ from mmtransfer.contract import (
     require,
     saying,
 )
+from mmtransfer.data.augment import AUGMENTATIONS
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Fused
 from mmtransfer.fusion.base import Fusion
+from mmtransfer.model import hold_still
 from mmtransfer.tasks.base import Task
 
 
@@ -42,6 +44,8 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
         "width must be set to the D of the features, a whole number",
     )
     require(callable(getattr(encoder, "collate", None)), "collate(values) is missing")
+    known = (*AUGMENTATIONS, None)
+    require(encoder.modality in known, f"modality is {encoder.modality!r}, expected one of {known}")
     check_saved_form(encoder)
     try:
         pickle.dumps(encoder.collate)  # loader workers receive it this way
@@ -66,6 +70,7 @@ def check_encoder(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1
                 "does padding leak, or batch norm run in training mode?",
             )
     check_stages(encoder)
+    _check_order(encoder, samples)
     check_cuts(encoder, samples, tolerance)
     encoder.zero_grad()
     with saying("the backward pass"):
@@ -105,6 +110,11 @@ def _check_features(encoder: Encoder, samples: list[Any]) -> Features:
     )
     require(
         features.mask.dtype == torch.bool, f"the mask must be bool, found {features.mask.dtype}"
+    )
+    own = next((p.dtype for p in encoder.parameters() if p.is_floating_point()), torch.float32)
+    require(
+        features.tokens.dtype == own,
+        f"features are {features.tokens.dtype}, the parameters {own}",
     )
     require(bool(features.present.all()), "a sample that is present has no real token in the mask")
     require(
@@ -165,6 +175,22 @@ def check_stages(encoder: Encoder) -> None:
             require(before == number, f"stages {before} and {number} share a parameter")
 
 
+def _check_order(encoder: Encoder, samples: list[Any]) -> None:
+    """Stages start in their order, as far as the encoder calls their modules."""
+    started: dict[int, None] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda *_, number=number: started.setdefault(number))
+        for number, stage in enumerate(encoder.stages)
+        for module in stage.modules()
+    ]
+    with torch.no_grad():
+        _features(encoder, samples)
+    for handle in handles:
+        handle.remove()
+    order = list(started)
+    require(order == sorted(order), f"stages go from input to output, but start in order {order}")
+
+
 def check_cuts(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4) -> None:
     """At each of `cuts`, `above` of what `below` gives is `forward`, stored row by row too."""
     whole = _features(encoder, list(samples))
@@ -200,6 +226,38 @@ def check_cuts(encoder: Encoder, samples: Sequence[Any], tolerance: float = 1e-4
                         f"{'gets a' if reached else 'gets no'} gradient from above()",
                     )
     encoder.zero_grad()
+    _check_cuts_in_training(encoder, samples[0], tolerance)
+
+
+def _check_cuts_in_training(encoder: Encoder, sample: Any, tolerance: float) -> None:
+    """With all below a cut frozen, `above` of what is stored trains as `forward` does."""
+    modes = {module: module.training for module in encoder.modules()}
+    trained = [p for p in encoder.parameters() if p.requires_grad]
+    inputs = encoder.collate([sample])
+    with torch.no_grad(), torch.random.fork_rng():
+        for depth in encoder.cuts:
+            activations = encoder.eval().below(depth, **inputs)
+            encoder.requires_grad_(False)
+            for stage in encoder.stages[depth:]:
+                stage.requires_grad_(True)
+            encoder.train()
+            hold_still(encoder, batch_norm=True)
+            for stage in encoder.stages:
+                stage.eval()  # what drop-out draws there depends on the padding, which may differ
+            torch.manual_seed(0)
+            found = encoder.above(depth, activations).pooled()
+            torch.manual_seed(0)
+            gap = float((found - encoder(**inputs).pooled()).abs().max())
+            require(
+                gap <= tolerance * (1 + float(found.abs().max())),
+                f"cut {depth}: where all below is frozen, above() is not forward() in training "
+                f"mode (gap {gap:.2g}): is there drop-out that belongs to no stage?",
+            )
+    encoder.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def random_features(

@@ -13,7 +13,7 @@ from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Fused
 from mmtransfer.fusion.base import Fusion
 from mmtransfer.tasks.classification import IGNORE, Classification
-from mmtransfer.testing import ContractError, check_encoder, check_fusion, check_task
+from mmtransfer.testing import ContractError, check_cuts, check_encoder, check_fusion, check_task
 
 SAMPLES = [[1, 2, 3, 4], [5], [6, 7]]
 
@@ -181,6 +181,60 @@ def test_a_good_encoder_passes_and_is_left_as_it_was(kind: type[Words]) -> None:
     assert all(p.grad is None for p in encoder.parameters())
 
 
+class Divided(Words):
+    """Keeps the contract: a cut behind the embedding, drop-out behind the cut."""
+
+    dropped_below = False
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__(width)
+        self.layer = nn.Sequential(nn.Dropout(0.5), self.layer)
+        self.drop = nn.Dropout(0.5)
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        return [1]
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Features:
+        return self.above(1, self.below(1, ids=ids, mask=mask))
+
+    def below(self, depth: int, **inputs: Tensor) -> Features:
+        x = self.embed(inputs["ids"])
+        return Features(self.drop(x) if self.dropped_below else x, inputs["mask"])
+
+    def above(self, depth: int, activations: Features) -> Features:
+        return Features(self.layer(activations.tokens), activations.mask)
+
+
+class DropsWhatIsFrozen(Divided):
+    dropped_below = True
+
+
+class ReversedStages(Words):
+    @property
+    def stages(self) -> list[nn.Module]:
+        return [self.layer, self.embed]
+
+
+class UnknownModality(Words):
+    modality = "picture"
+
+
+class DoublePrecision(Words):
+    def forward(self, ids: Tensor, mask: Tensor) -> Features:
+        return Features(super().forward(ids, mask).tokens.double(), mask)
+
+
+def test_the_check_of_cuts_leaves_no_trace() -> None:
+    encoder = Divided().eval()
+    encoder.embed.requires_grad_(False)
+    state = torch.get_rng_state()
+    check_cuts(encoder, SAMPLES)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(module.training for module in encoder.modules())
+    assert [p.requires_grad for p in encoder.parameters()] == [False, True, True]
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -202,6 +256,10 @@ def test_a_good_encoder_passes_and_is_left_as_it_was(kind: type[Words]) -> None:
         (ForgetsOnSaving, "the reloaded encoder differs"),
         (CollateCannotTravel, "pickle"),
         (CollateGivesLists, "dictionary of tensors"),
+        (ReversedStages, r"from input to output, but start in order \[1, 0\]"),
+        (UnknownModality, "modality is 'picture', expected one of .*'image'"),
+        (DoublePrecision, "features are torch.float64, the parameters torch.float32"),
+        (DropsWhatIsFrozen, "drop-out that belongs to no stage"),
     ],
 )
 def test_a_planted_defect_of_an_encoder_is_named(kind: type[Words], message: str) -> None:

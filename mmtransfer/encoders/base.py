@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from mmtransfer.features import Features
 from mmtransfer.registry import Configurable, check_options, encoders, import_class, nearest
 
+HERE = Path(__file__).parent
+
 
 class Encoder(nn.Module, Configurable):
     """Turns the raw values of one column into `Features`.
@@ -84,12 +86,13 @@ class Encoder(nn.Module, Configurable):
 
     def identity(self) -> str:
         """All but the weights that the features depend on: class, options, preprocessing."""
-        sources = []  # an edited forward gives other features
+        sources = []  # an edited forward gives other features, an edited helper too
         for cls in type(self).__mro__:
             if issubclass(cls, Encoder) and cls is not Encoder:
-                with contextlib.suppress(OSError, TypeError):
-                    sources.append(inspect.getsource(cls))
-        return json.dumps(self.config(), sort_keys=True, default=str) + "".join(sources)
+                own = cls.__module__.startswith(f"{__package__}.")
+                sources.append(source_of_package(HERE) if own else source_of(cls))
+        digest = hashlib.blake2b("".join(sources).encode(), digest_size=16).hexdigest()
+        return json.dumps(self.config(), sort_keys=True, default=str) + digest
 
     def save(self, directory: Path) -> None:
         """Write what `load` needs beside the weights: class, options, processors."""
@@ -113,6 +116,19 @@ class Encoder(nn.Module, Configurable):
         """Build an instance from `config()`; override to read files of `directory` too."""
         encoder: Encoder = cls.from_config(config)
         return encoder
+
+
+def source_of(cls: type) -> str:
+    """Source of the module of a class; of the class alone where there is no file, in notebooks."""
+    for part in (inspect.getmodule(cls), cls):
+        with contextlib.suppress(OSError, TypeError):
+            return inspect.getsource(part)  # type: ignore[arg-type]
+    return ""
+
+
+def source_of_package(directory: Path) -> str:
+    """Our encoders share helpers, which lie in other modules beside them."""
+    return "".join(path.read_text("utf-8") for path in sorted(directory.glob("*.py")))
 
 
 def split_stages(model: nn.Module) -> list[nn.Module]:

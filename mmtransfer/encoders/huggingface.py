@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
 POOLS = ("none", "mean", "first")
+SQUARES = ("maps", "grid")  # flows in which tokens are places of a square
 
 
 @register_encoder("hf")
@@ -70,6 +72,11 @@ class HuggingFaceEncoder(Encoder):
         self.pool, self.size, self.max_tokens = pool, size, max_tokens
         self.window_seconds = window_seconds
         self.layout = layout_of(self.model.config)
+        if pool == "first" and self.layout is not None and not self.layout.class_token:
+            raise ValueError(
+                f"pool 'first' needs a class token, {type(model).__name__} has none. "
+                "Valid: none, mean."
+            )
         if self.modality == "image":
             if size is not None:
                 resize_processor(processor, size)
@@ -114,6 +121,8 @@ class HuggingFaceEncoder(Encoder):
     @property
     def cuts(self) -> Sequence[int]:
         if self.layout is None or self.layout.flow is None:
+            return ()
+        if self.layout.flow in SQUARES and not self._square:
             return ()
         depth = divide(self.model, self.layout)
         first = len(depth.stem)
@@ -171,7 +180,8 @@ class HuggingFaceEncoder(Encoder):
         pixels = pixel_values.contiguous(memory_format=torch.channels_last)
         options = {"interpolate_pos_encoding": True} if self._has_positions() else {}
         hidden = self._hidden(until, pixel_values=pixels, **options)
-        if until is not None and pixels.shape[2] != pixels.shape[3]:
+        divided = self.layout is not None and until is not None and self.layout.flow in SQUARES
+        if divided and pixels.shape[2] != pixels.shape[3]:
             raise ValueError(f"cuts need square pictures, found {tuple(pixels.shape)}")
         if hidden.ndim == 4:  # (B, D, H, W) of a convolutional network
             hidden = hidden.flatten(2).transpose(1, 2)  # (B, H * W, D)
@@ -210,6 +220,12 @@ class HuggingFaceEncoder(Encoder):
             )
         return Features(*join_windows(hidden, real & heard, windows))
 
+    @cached_property
+    def _square(self) -> bool:
+        """Whether pictures become squares; a processor that keeps their proportion makes none."""
+        height, width = self.collate([Image.new("RGB", (64, 48))])["pixel_values"].shape[2:]
+        return bool(height == width)
+
     def _has_positions(self) -> bool:
         forward = inspect.signature(type(self.model).forward).parameters
         return self.size is not None and "interpolate_pos_encoding" in forward
@@ -231,7 +247,7 @@ class HuggingFaceEncoder(Encoder):
         model = self.model.config.to_dict()
         for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):
             model.pop(name, None)  # say where the weights came from, not what they compute
-        if self.modality != "text":
+        if not isinstance(self.collate, TextCollate):
             shown = str(self.processor)
         elif getattr(self.processor, "backend_tokenizer", None) is not None:
             state = json.loads(self.processor.backend_tokenizer.to_str())
@@ -240,6 +256,9 @@ class HuggingFaceEncoder(Encoder):
             )
         else:
             shown = str(sorted(self.processor.get_vocab().items()))
+        if isinstance(self.collate, TextCollate):
+            coder = self.processor
+            shown += f"{self.collate.max_tokens} {coder.truncation_side} {coder.padding_side}"
         return super().identity() + json.dumps(model, sort_keys=True, default=str) + shown
 
     def config(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from mmtransfer.encoders.following import follow, follow_rate
 from mmtransfer.encoders.huggingface_stages import layout_of
 from mmtransfer.registry import nearest
 
@@ -126,19 +126,7 @@ def strip(model: Any) -> Any:
                 setattr(holder, name, 0.0)
     position = getattr(getattr(model, "encoder", None), "pos_conv_embed", None)
     if position is not None:
-        model.encoder.dropout = FollowingDropout(model.encoder.dropout.p, position)
+        follow(model.encoder.dropout, position)
+    if model.config.model_type == "whisper":
+        follow_rate(model, model.conv1)
     return model
-
-
-class FollowingDropout(nn.Dropout):
-    """Drop-out that is on where `leader` trains: wav2vec 2.0 drops right behind its stem.
-
-    What a frozen stem gives must not change from step to step.
-    """
-
-    def __init__(self, p: float, leader: nn.Module) -> None:
-        super().__init__(p)
-        self.leader = (leader,)  # in a tuple, so that its parameters stay where they are
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.dropout(input, self.p, self.leader[0].training)

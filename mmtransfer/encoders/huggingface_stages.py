@@ -20,6 +20,7 @@ class Layout(NamedTuple):
         with "*" holds the blocks, what lies between joins the block that follows
     flow: how a block is called, see `run`; None where cuts are not possible
     unused: parts that feed no token, so that they would never get a gradient
+    class_token: whether the first token is one that stands for all
     """
 
     stem: tuple[str, ...]
@@ -28,10 +29,11 @@ class Layout(NamedTuple):
     inner: tuple[str, ...] = ()
     flow: str | None = "tokens"
     unused: tuple[str, ...] = ()
+    class_token: bool = False
 
 
-_VIT = Layout(("embeddings",), "layers", ("layernorm",))
-_BERT = Layout(("embeddings",), "encoder.layer")
+_VIT = Layout(("embeddings",), "layers", ("layernorm",), class_token=True)
+_BERT = Layout(("embeddings",), "encoder.layer", class_token=True)
 _RESNET = Layout(("embedder",), "encoder.stages", inner=("layers*",), flow="maps")
 _CONVNEXT = Layout(
     ("embeddings",),
@@ -55,7 +57,9 @@ _STABLE = _WAV2VEC2._replace(
 LAYOUTS: dict[str, Layout] = {
     "vit": _VIT,
     "deit": _VIT,
-    "dinov2": Layout(("embeddings",), "encoder.layer", ("layernorm",), flow="bare"),
+    "dinov2": Layout(
+        ("embeddings",), "encoder.layer", ("layernorm",), flow="bare", class_token=True
+    ),
     "swin": Layout(
         ("embeddings",),
         "encoder.layers",
@@ -64,7 +68,10 @@ LAYOUTS: dict[str, Layout] = {
         flow="grid",
     ),
     "clip_vision_model": Layout(
-        ("embeddings pre_layrnorm",), "encoder.layers", unused=("post_layernorm",)
+        ("embeddings pre_layrnorm",),
+        "encoder.layers",
+        unused=("post_layernorm",),
+        class_token=True,
     ),
     "siglip_vision_model": Layout(
         ("embeddings",), "encoder.layers", ("post_layernorm",), unused=("head",)
@@ -77,8 +84,10 @@ LAYOUTS: dict[str, Layout] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
-    "distilbert": Layout(("embeddings",), "transformer.layer"),
-    "modernbert": Layout(("embeddings",), "layers", ("final_norm",), flow="rotary"),
+    "distilbert": Layout(("embeddings",), "transformer.layer", class_token=True),
+    "modernbert": Layout(
+        ("embeddings",), "layers", ("final_norm",), flow="rotary", class_token=True
+    ),
     "clip_text_model": Layout(
         ("embeddings",), "encoder.layers", ("final_layer_norm",), flow="causal"
     ),

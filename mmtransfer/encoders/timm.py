@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.following import follow
 from mmtransfer.encoders.pixels import TransformCollate
 from mmtransfer.encoders.weights import read_weights
 from mmtransfer.features import Features
@@ -62,6 +63,9 @@ class TimmEncoder(Encoder):
         odd = type(model).__name__ == "FastVit"
         self.layout = torch.contiguous_format if odd else torch.channels_last
         self.model = model.to(memory_format=self.layout)
+        for name in ("pos_drop", "patch_drop"):
+            if hasattr(model, name) and hasattr(model, "patch_embed"):
+                follow(getattr(model, name), model.patch_embed)
         if not self.data:
             self.data = resolve_model_data_config(model)
             if self.size is not None:

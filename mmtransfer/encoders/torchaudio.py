@@ -20,6 +20,7 @@ from mmtransfer.encoders.decoding import (
     part_windows,
     split_windows,
 )
+from mmtransfer.encoders.following import follow
 from mmtransfer.encoders.weights import fill, read_weights
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
@@ -92,6 +93,8 @@ class TorchaudioEncoder(Encoder):
         self.kind, self.rate, self.normalise = kind, rate, normalise
         self.pool, self.window_seconds = pool, window_seconds
         self.network = build(kind, self.model)
+        transformer = self.network.encoder.transformer
+        follow(transformer.dropout, transformer.pos_conv_embed)
         self.width = model["encoder_embed_dim"]
         shortest = receptive_field(self.network)
         self.collate = WaveformCollate(rate, window_seconds, normalise, shortest)

@@ -16,6 +16,7 @@ from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
 MISSING = 0  # code of a missing or unknown category
+LARGEST = 1e9  # deviations from the mean; of more the features would not be finite
 
 
 @register_encoder("vector")
@@ -34,8 +35,10 @@ class VectorEncoder(Encoder):
 
     What is not given, columns included, is learned by `fit` from the training column, which
     `build_model` calls.  A missing number counts as the mean and sets an indicator; a category
-    that is missing, or that training did not have, has an embedding of its own.
-    Raises `ValueError` for a column with both numbers and text, `TypeError` for other values.
+    that is missing, or that training did not have, has an embedding of its own.  A column without
+    any value is left out.
+    Raises `ValueError` for a column with both numbers and text, with infinite numbers or with
+    other values (dates, lists), `TypeError` for what is no row.
     """
 
     def __init__(
@@ -80,18 +83,22 @@ class VectorEncoder(Encoder):
             elif isinstance(categories, Mapping) and name in categories:
                 vocabularies[name] = categories[name]
             elif name in (categories or ()):
-                vocabularies[name] = frequent(present, self.max_categories)
+                vocabularies[name] = frequent(name, present, self.max_categories)
+            elif not present and name not in (numbers or ()):
+                continue  # neither numbers nor categories
             elif name in (numbers or ()) or is_numeric(name, present):
                 statistics[name] = mean_and_deviation(name, present)
             else:
-                vocabularies[name] = frequent(present, self.max_categories)
+                vocabularies[name] = frequent(name, present, self.max_categories)
         self._build(statistics, vocabularies)
 
     def _build(
         self, numbers: Mapping[str, Sequence[float]], categories: Mapping[str, Sequence[Any]]
     ) -> None:
-        self.numbers = {name: [float(v) for v in pair] for name, pair in numbers.items()}
-        self.categories = {name: list(valid) for name, valid in categories.items()}
+        self.numbers = {name: as_statistics(name, pair) for name, pair in numbers.items()}
+        self.categories = {
+            name: [as_category(name, v) for v in valid] for name, valid in categories.items()
+        }
         if not self.numbers and not self.categories:
             raise ValueError("the table has no columns")
         self.collate = TableCollate(self.numbers, self.categories)
@@ -171,7 +178,7 @@ class TableCollate:
         gone = np.isnan(array)
         codes = [[self._code(n, row.get(n)) for n in self.codes] for row in rows]
         return {
-            "numbers": torch.from_numpy(np.where(gone, 0, array)).float(),
+            "numbers": torch.from_numpy(np.where(gone, 0, array).clip(-LARGEST, LARGEST)).float(),
             "missing": torch.from_numpy(gone).float(),
             "codes": torch.tensor(codes, dtype=torch.int64).reshape(len(rows), len(self.codes)),
         }
@@ -183,7 +190,9 @@ class TableCollate:
         return (as_number(name, value) - mean) / (deviation or 1.0)
 
     def _code(self, name: str, value: Any) -> int:
-        return MISSING if missing(value) else self.codes[name].get(plain(value), MISSING)
+        return (
+            MISSING if missing(value) else self.codes[name].get(as_category(name, value), MISSING)
+        )
 
 
 def as_row(value: Any) -> Mapping[str, Any]:
@@ -199,18 +208,40 @@ def as_row(value: Any) -> Mapping[str, Any]:
     )
 
 
-def plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
 def missing(value: Any) -> bool:
-    return value is None or bool(value != value)  # NaN of any float type
+    if value is None or type(value).__name__ == "NAType":  # of pandas
+        return True
+    return not getattr(value, "ndim", 0) and bool(value != value)  # NaN of any float type
 
 
 def as_number(name: str, value: Any) -> float:
-    if isinstance(value, str | bytes):
+    try:
+        number = math.inf if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"column {name!r} holds numbers, found {value!r}")
-    return float(value)
+    return number
+
+
+def as_category(name: str, value: Any) -> Any:
+    """What a saved model can hold: text, a number or a truth value."""
+    if getattr(value, "ndim", None) == 0:  # scalars of NumPy and torch
+        value = value.item()
+    if not isinstance(value, str | int | float):
+        raise ValueError(
+            f"column {name!r}: a category is a text or a number, found {value!r}; "
+            "give others as texts"
+        )
+    return value
+
+
+def as_statistics(name: str, pair: Any) -> list[float]:
+    valid = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+    found = [as_number(name, value) for value in pair] if valid else []
+    if not valid or found[1] < 0:
+        raise ValueError(f"numbers: {name!r} needs [mean, deviation], found {pair!r}")
+    return found
 
 
 def is_numeric(name: str, values: Sequence[Any]) -> bool:
@@ -226,11 +257,18 @@ def is_numeric(name: str, values: Sequence[Any]) -> bool:
 
 
 def mean_and_deviation(name: str, values: Sequence[Any]) -> list[float]:
+    if not len(values):
+        return [0.0, 1.0]
     array = np.array([as_number(name, value) for value in values], dtype=np.float64)
-    return [float(array.mean()), float(array.std()) or 1.0] if len(array) else [0.0, 1.0]
+    with np.errstate(over="ignore"):
+        mean, deviation = float(array.mean()), float(array.std())
+    if not math.isfinite(deviation):
+        raise ValueError(f"column {name!r} is too large to standardise, up to {abs(array).max():g}")
+    # Of a constant, rounding may leave some 1e-17.
+    return [mean, 1.0 if deviation <= 1e-8 * abs(mean) else deviation]
 
 
-def frequent(values: Sequence[Any], count: int) -> list[Any]:
+def frequent(name: str, values: Sequence[Any], count: int) -> list[Any]:
     """The most frequent categories, in an order that does not depend on that of the rows."""
-    counts = Counter(plain(value) for value in values)
+    counts = Counter(as_category(name, value) for value in values)
     return sorted(counts, key=lambda value: (-counts[value], str(value)))[:count]

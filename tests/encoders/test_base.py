@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mmtransfer.encoders import base
 from mmtransfer.encoders.base import (
     Encoder,
     build_encoder,
@@ -256,10 +257,12 @@ def test_only_the_collate_travels_to_workers() -> None:
     assert torch.equal(copy([[1, 2]])["ids"], encoder.collate([[1, 2]])["ids"])
 
 
-@pytest.mark.parametrize("edited", ["Parent", "Child"])
+@pytest.mark.parametrize("edited", ["helper", "Parent", "Child"])
 def test_an_edited_forward_is_another_identity_in_a_parent_too(tmp_path, monkeypatch, edited):
     text = """
 from mmtransfer import Encoder
+def helper(x):
+    return x  # helper
 class Parent(Encoder):
     width = 1
     def forward(self, x):
@@ -276,3 +279,17 @@ class Child(Parent):
         child = importlib.import_module(name).Child
         found.append(child().identity().replace(name, ""))
     assert found[0] != found[1]
+
+
+def test_our_encoders_change_with_the_modules_beside_them(tmp_path, monkeypatch):
+    (tmp_path / "a.py").write_text("RATE = 1")
+    (tmp_path / "b.py").write_text("RATE = 2")
+    before = base.source_of_package(tmp_path)
+    (tmp_path / "b.py").write_text("RATE = 3")
+    assert base.source_of_package(tmp_path) != before
+    encoder = build_encoder("mlp")
+    assert isinstance(encoder, Encoder)
+    mark = encoder.identity()
+    assert encoder.identity() == mark
+    monkeypatch.setattr(base, "source_of_package", lambda directory: before)
+    assert encoder.identity() != mark

@@ -21,6 +21,10 @@ from mmtransfer.testing import check_encoder
 
 Maker = Callable[..., bytes]
 Plain = Callable[[Any, list[Any]], tuple[Tensor, Tensor]]
+WITH_CLASS_TOKEN = (
+    *("vit", "deit", "dinov2", "clip-vision", "ast"),
+    *("bert", "roberta", "distilbert", "modernbert"),
+)
 
 
 def test_tokens_and_mask_are_those_of_plain_transformers(
@@ -39,7 +43,7 @@ def test_the_contract_holds(kind: Any, values: list[Any]) -> None:
     check_encoder(build_encoder(kind.spec), values)
 
 
-@pytest.mark.parametrize("pool", ["none", "mean", "first"])
+@pytest.mark.parametrize("pool", ["none", "mean"])
 @pytest.mark.parametrize("name", ["vit", "siglip-text", "wav2vec2-group", "whisper"])
 def test_a_saved_encoder_comes_back(
     name: str, pool: str, made: Callable[[str], Any], samples: Callable[[Any], Any], tmp_path: Path
@@ -76,6 +80,10 @@ def test_pools_are_views_of_the_tokens(kind: Any, values: list[Any], plain: Plai
         "mean": torch.stack([t[m].mean(0) for t, m in zip(tokens, mask, strict=True)]),
         "first": tokens[:, 0],
     }
+    if kind.name not in WITH_CLASS_TOKEN:
+        del expected["first"]
+        with pytest.raises(ValueError, match=r"pool 'first' needs a class token.*Valid: none, me"):
+            build_encoder(kind.spec, pool="first")
     marks = set()
     for pool, vectors in expected.items():
         encoder = build_encoder(kind.spec, pool=pool).eval()
@@ -84,7 +92,7 @@ def test_pools_are_views_of_the_tokens(kind: Any, values: list[Any], plain: Plai
         assert features.tokens.shape[1] == 1
         torch.testing.assert_close(features.pooled(), vectors, atol=1e-5, rtol=1e-5)
         marks.add(encoder.fingerprint())
-    assert len(marks) == 2
+    assert len(marks) == len(expected)
 
 
 @pytest.mark.parametrize("name", ["vit", "clip-text", "bert", "wav2vec2-layer", "whisper"])
@@ -185,6 +193,19 @@ def test_long_texts_are_cut_where_the_positions_end(made: Callable[[str], Any]) 
     assert encoder(**encoder.collate([long])).mask.sum() == 12
     shorter = build_encoder(f"hf:{kind.directory}?max_tokens=5")
     assert shorter.collate([long, "pear"])["attention_mask"].sum(1).tolist() == [5, 1]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"model_max_length": 5}, {"truncation_side": "left"}, {"padding_side": "left"}],
+)
+def test_how_texts_are_cut_and_padded_is_part_of_the_fingerprint(
+    made: Callable[[str], Any], changed: dict[str, Any]
+) -> None:
+    encoder = build_encoder(made("bert").spec)
+    coder = AutoTokenizer.from_pretrained(made("bert").directory, **changed)
+    other = type(encoder)(encoder.model, coder)
+    assert other.fingerprint() != encoder.fingerprint()
 
 
 def test_long_texts_are_cut_where_roberta_says_so(made: Callable[[str], Any]) -> None:

@@ -1,13 +1,17 @@
 """Stages and cuts of the transformers families: declared, complete, in order, and exact."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from mmtransfer.encoders.base import build_encoder
+from mmtransfer.encoders.huggingface import HuggingFaceEncoder
 from mmtransfer.encoders.huggingface_stages import LAYOUTS
 from mmtransfer.features import Features
 from mmtransfer.testing import check_cuts
@@ -92,6 +96,21 @@ def test_drop_out_above_a_cut_is_that_of_forward(kind: Any, values: list[Any]) -
             assert (calm - whole.tokens)[whole.mask].abs().max() > 1e-3
 
 
+def test_the_drop_out_of_whisper_is_off_behind_a_frozen_stem(
+    made: Callable[[str], Any], samples: Callable[[Any], Any], tmp_path: Path
+) -> None:
+    kind = made("whisper")
+    shutil.copytree(kind.directory, tmp_path / "dropping")
+    config = tmp_path / "dropping" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dropout": 0.5}))
+    encoder = build_encoder(f"hf:{config.parent}").eval()
+    check_cuts(encoder, samples(kind), tolerance=1e-5)
+    inputs = encoder.train().collate(samples(kind))
+    for block in encoder.stages[1:]:
+        block.eval()
+    assert not torch.equal(encoder(**inputs).tokens, encoder(**inputs).tokens)  # it trains: on
+
+
 @pytest.mark.parametrize("name", ["wav2vec2-layer", "wav2vec2-group", "hubert-group", "whisper"])
 def test_clips_of_several_windows_are_cut_too(
     name: str, made: Callable[[str], Any], clip: Callable[..., bytes]
@@ -132,6 +151,21 @@ def test_pictures_that_are_not_square_cannot_be_stored(
     assert encoder(pixel_values=pixels).mask.all()
     with pytest.raises(ValueError, match="square"):
         encoder.below(1, pixel_values=pixels)
+
+
+@pytest.mark.parametrize(("name", "divided"), [("vit", True), ("resnet", False), ("swin", False)])
+def test_processors_of_other_pictures_leave_the_cuts_that_need_no_squares(
+    name: str, divided: bool, made: Callable[[str], Any], samples: Callable[[Any], Any]
+) -> None:
+    kind = made(name)
+    model = build_encoder(kind.spec).model
+    processor = transformers.ViTImageProcessor(size={"height": 24, "width": 32})
+    if name == "vit":
+        config = transformers.ViTConfig(**model.config.to_dict() | {"image_size": (24, 32)})
+        model = transformers.ViTModel(config)
+    encoder = HuggingFaceEncoder(model, processor).eval()
+    assert len(encoder.cuts) == (4 if divided else 0)
+    check_cuts(encoder, samples(kind))
 
 
 def test_attention_is_sdpa_wherever_transformers_has_it(kind: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mmtransfer.encoders.timm import TimmEncoder  # noqa: E402
 from mmtransfer.fusion.base import build_fusion  # noqa: E402
 from mmtransfer.model import TransferModel  # noqa: E402
 from mmtransfer.tasks.base import build_task  # noqa: E402
-from mmtransfer.testing import check_encoder  # noqa: E402
+from mmtransfer.testing import check_cuts, check_encoder  # noqa: E402
 from mmtransfer.training.options import TrainingOptions  # noqa: E402
 from mmtransfer.training.run import build_model, run  # noqa: E402
 from mmtransfer.transfer.base import build_strategy  # noqa: E402
@@ -214,6 +214,16 @@ def test_further_arguments_reach_timm_and_come_back(tmp_path: Path) -> None:
     twin: Any = TimmEncoder.load(tmp_path)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in twin.model.blocks]
     assert max(rates) == pytest.approx(0.5)
+
+
+def test_drop_out_behind_a_frozen_stem_is_off(picture: Maker) -> None:
+    arguments = {"pos_drop_rate": 0.5, "patch_drop_rate": 0.5}
+    encoder = TimmEncoder("test_vit", size=64, pool="mean", model_args=arguments)
+    encoder.eval()
+    check_cuts(encoder, [picture(0), picture(1)])
+    encoder.train()
+    x = torch.randn(1, 3, 64, 64)
+    assert not torch.equal(encoder(x).tokens, encoder(x).tokens)  # of one that trains it is on
 
 
 def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

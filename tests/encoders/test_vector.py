@@ -1,7 +1,9 @@
 """Tables: standardised numbers, categories, and missing values that stay missing."""
 
+import datetime
 import math
 import pickle
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,73 @@ def test_mistakes_are_named() -> None:
         VectorEncoder().fit([None, None])
     with pytest.raises(ValueError, match="the data has no column 'tabel'.*mean 'table'"):
         build_model({"tabel": "vector"}, {"k": "classification"}, [{"table": [1.0], "k": "a"}])
+
+
+def test_features_are_finite_whatever_the_number() -> None:
+    encoder = fitted()
+    rows = [{"age": 1e300}, {"age": -1e300}, {"age": np.float32(3e38), "income": 10**30}]
+    assert torch.isfinite(encoder(**encoder.collate(rows)).tokens).all()
+
+
+def test_a_constant_is_divided_by_one_and_small_units_are_not() -> None:
+    encoder = VectorEncoder()
+    encoder.fit([{"fixed": 0.1, "farad": 1e-12 * k} for k in (1, 2, 3)])
+    assert encoder.collate([{"fixed": 0.2}])["numbers"][0, 0] == pytest.approx(0.1)
+    assert encoder.collate([{"farad": 3e-12}])["numbers"][0, 1] == pytest.approx(1.5**0.5)
+
+
+def test_a_column_without_values_is_left_out_unless_it_is_named() -> None:
+    encoder = VectorEncoder()
+    encoder.fit([{"a": 1, "b": None}, {"a": 2, "b": None}])
+    assert list(encoder.numbers) == ["a"]
+    assert encoder.collate([{"a": 1, "b": "text"}])["codes"].shape == (1, 0)
+    named = VectorEncoder(numbers=["b"])
+    named.fit([{"b": None}])
+    assert named.numbers == {"b": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.inf,
+        datetime.date(2020, 1, 1),
+        [1, 2],
+        np.array([1, 2]),
+        pytest.param(10**400, id="huge"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_its_column(value: Any) -> None:
+    with pytest.raises(ValueError, match="column 'age' holds numbers, found"):
+        VectorEncoder().fit([{"age": value}, {"age": value}])
+    with pytest.raises(ValueError, match="column 'age' holds numbers, found"):
+        fitted().collate([{"age": value}])
+
+
+@pytest.mark.parametrize("value", [datetime.date(2020, 1, 1), Decimal("1.5"), [1], np.zeros(2)])
+def test_what_cannot_be_saved_is_no_category(value: Any) -> None:
+    for make in (
+        lambda: VectorEncoder(categories=["day"]).fit([{"day": value}]),
+        lambda: VectorEncoder(categories={"day": [value]}),
+        lambda: fitted().collate([{"town": value}]),
+    ):
+        with pytest.raises(ValueError, match="column '(day|town)': a category is a text or"):
+            make()
+
+
+@pytest.mark.parametrize("pair", [3, [1], [0, -1], "ab", [0, math.nan]])
+def test_bad_statistics_are_refused(pair: Any) -> None:
+    with pytest.raises(ValueError, match=r"'age'.*found"):
+        VectorEncoder(numbers={"age": pair}, categories={})
+
+
+def test_missing_values_of_pandas_are_missing() -> None:
+    pandas = pytest.importorskip("pandas")
+    encoder = VectorEncoder()
+    encoder.fit([{"age": 1}, {"age": pandas.NA}, {"age": pandas.NaT}, {"age": 3}])
+    assert encoder.numbers == {"age": [2.0, 1.0]}
+    assert encoder.collate([{"age": pandas.NA}])["missing"].tolist() == [[1.0]]
+
+
+def test_numbers_that_overflow_are_refused() -> None:
+    with pytest.raises(ValueError, match="column 'age' is too large to standardise"):
+        VectorEncoder().fit([{"age": 1e300}, {"age": -1e300}])

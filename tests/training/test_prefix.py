@@ -8,7 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
+from mmtransfer.encoders.base import Encoder, build_encoder
+from mmtransfer.encoders.huggingface import HuggingFaceEncoder
+from mmtransfer.encoders.keyword_transformer import KeywordTransformer
+from mmtransfer.encoders.sentence import SentenceEncoder
+from mmtransfer.encoders.torchaudio import TorchaudioEncoder
 from mmtransfer.methods.base import Method
 from mmtransfer.model import frozen_depth
 from mmtransfer.training import features
@@ -241,23 +247,96 @@ def test_what_the_disk_will_not_hold_is_refused_at_once(
     assert not list((tmp_path / "features").iterdir())
 
 
+def torchaudio() -> Encoder:
+    model = {
+        "extractor_mode": "layer_norm",
+        "extractor_conv_layer_config": [(8, 80, 40), (8, 4, 4)],
+        "extractor_conv_bias": False,
+        "encoder_embed_dim": 16,
+        "encoder_projection_dropout": 0.0,
+        "encoder_pos_conv_kernel": 8,
+        "encoder_pos_conv_groups": 2,
+        "encoder_num_layers": 2,
+        "encoder_num_heads": 2,
+        "encoder_attention_dropout": 0.0,
+        "encoder_ff_interm_features": 24,
+        "encoder_ff_interm_dropout": 0.0,
+        "encoder_dropout": 0.0,
+        "encoder_layer_norm_first": True,
+    }
+    encoder = TorchaudioEncoder(model, rate=4000)
+    encoder.network.encoder.transformer.dropout.p = 0.3
+    return encoder
+
+
+def whisper() -> Encoder:
+    config = transformers.WhisperConfig(
+        vocab_size=9,
+        d_model=16,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        max_source_positions=50,
+        num_mel_bins=20,
+        dropout=0.3,
+        pad_token_id=0,
+    )
+    hearing = transformers.models.whisper.modeling_whisper.WhisperEncoder(config)
+    for layer in hearing.layers:
+        layer.dropout = 0.0
+    extractor = transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    return HuggingFaceEncoder(hearing, extractor)
+
+
+def wav2vec2() -> Encoder:
+    encoder = build_encoder("tiny-wav2vec2?width=16")
+    encoder.model.encoder.dropout.p = 0.3
+    return encoder
+
+
+def sentence() -> Encoder:
+    words = build_encoder("tiny-bert?width=16")
+    words.model.embeddings.dropout.p = 0.3
+    return SentenceEncoder(words.model, words.processor, max_tokens=32)
+
+
+def kwt() -> Encoder:
+    model = {"sample_rate": 1000, "num_samples": 1000, "frame_length": 100, "frame_step": 50}
+    model |= {"n_fft": 128, "n_fft_bins": 60, "n_mels": 12, "n_mfcc": 6, "num_tokens": 20}
+    model |= {"hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 16}
+    encoder = KeywordTransformer(model | {"layer_norm_eps": 1e-6})
+    for constant in encoder.frontend.buffers():
+        constant.uniform_(-0.3, 1)
+    return encoder
+
+
 @pytest.mark.parametrize(
     ("column", "spec"),
     [
         ("image", "torchvision:resnet18?size=32"),
         ("image", "torchvision:vit_b_32?size=32&pool=first"),
         ("image", "timm:resnet18?pretrained=false&size=32"),
-        ("image", "timm:vit_tiny_patch16_224?pretrained=false&size=32"),
+        ("image", 'timm:test_vit?pretrained=false&size=32&model_args={"pos_drop_rate":0.3}'),
         ("image", "small-cnn?size=32&widths=[8,8,16]"),
         ("image", "mlp?size=16&widths=[32,16]"),
         ("audio", "spectrogram-cnn?n_mels=16&widths=[8,8,8]"),
+        ("audio", torchaudio),
+        ("audio", whisper),
+        ("audio", wav2vec2),
+        ("audio", kwt),
+        ("text", sentence),
+        ("table", "vector?hidden=[12,10]&width=6&dropout=0.3"),
     ],
 )
 def test_every_family_trains_from_activations(products, tmp_path, column, spec):
-    data = {"train": products["train"][:16], "validation": products["train"][:8]}
+    rows = [
+        {**row, "table": {"a": k, "b": "xyz"[k % 3]}} for k, row in enumerate(products["train"])
+    ]
+    data = {"train": rows[:16], "validation": rows[:8]}
     losses = {}
     for stored in (True, False):
-        model = model_of(data, {column: spec})
+        torch.manual_seed(0)
+        model = model_of(data, {column: spec() if callable(spec) else spec})
         trainer = fitted(data, model, prefix_cache=stored, cache=str(tmp_path))
         losses[stored] = trainer.losses
         assert bool(trainer.data.encoded_rows) == stored
