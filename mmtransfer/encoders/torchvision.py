@@ -13,6 +13,7 @@ from torchvision.ops import Permute
 from torchvision.transforms._presets import ImageClassification
 
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.numbers import check_count
 from mmtransfer.encoders.pixels import TransformCollate
 from mmtransfer.encoders.weights import fill, read_weights
 from mmtransfer.features import Features
@@ -73,6 +74,8 @@ class TorchvisionEncoder(Encoder):
         for what, chosen, valid in (("layer", layer, LAYERS), ("pool", pool, POOLS)):
             if chosen not in valid:
                 raise ValueError(f"unknown {what} {chosen!r}.{nearest(chosen, valid)}")
+        if size is not None:
+            check_count("size", size)
         member = weights_of(name, weights)
         self.name, self.weights, self.size = name, member.name, size
         self.layer, self.pool = layer, pool
