@@ -74,8 +74,6 @@ class TorchvisionEncoder(Encoder):
         for what, chosen, valid in (("layer", layer, LAYERS), ("pool", pool, POOLS)):
             if chosen not in valid:
                 raise ValueError(f"unknown {what} {chosen!r}.{nearest(chosen, valid)}")
-        if size is not None:
-            check_count("size", size)
         member = weights_of(name, weights)
         self.name, self.weights, self.size = name, member.name, size
         self.layer, self.pool = layer, pool
@@ -186,8 +184,7 @@ def prepare(name: str, member: Any, size: int | None) -> ImageClassification:
     """The transforms of a weights enum; at another size, resize and crop in proportion."""
     preset = member.transforms()
     if size is not None:
-        if size < 1:
-            raise ValueError(f"size is a side in pixels, found {size}")
+        check_count("size", size)
         edge = round(preset.resize_size[0] * size / preset.crop_size[0])
         preset.resize_size, preset.crop_size = [edge], [size]
     if name in ("googlenet", "inception_v3"):
