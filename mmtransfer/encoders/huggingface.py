@@ -30,6 +30,7 @@ from mmtransfer.encoders.huggingface_sound import (
     window_tokens,
 )
 from mmtransfer.encoders.huggingface_stages import Layout, divide, entering, layout_of, run_above
+from mmtransfer.encoders.numbers import check_count, check_positive
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
@@ -68,6 +69,7 @@ class HuggingFaceEncoder(Encoder):
         if pool not in POOLS:
             raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
         self.modality = modality_of(model)
+        check_own(self.modality, size=size, max_tokens=max_tokens, window_seconds=window_seconds)
         self.model, self.processor = strip(model), processor
         self.pool, self.size, self.max_tokens = pool, size, max_tokens
         self.window_seconds = window_seconds
@@ -275,3 +277,21 @@ class HuggingFaceEncoder(Encoder):
     def restore(cls, directory: Path, config: dict[str, Any]) -> HuggingFaceEncoder:
         options = {k: v for k, v in config.items() if k not in ("class", "modality")}
         return cls(*rebuild(directory, config["modality"]), **options)
+
+
+def check_own(modality: str, **options: Any) -> None:
+    """Raise `ValueError` for an option of another modality, or one that is not above zero."""
+    owners = {"size": "image", "max_tokens": "text", "window_seconds": "audio"}
+    for name, value in options.items():
+        if value is None:
+            continue
+        if owners[name] != modality:
+            own = [option for option, owner in owners.items() if owner == modality]
+            raise ValueError(
+                f"{name} is for models of {owners[name]}, this one's modality is {modality}; "
+                f"its own: {', '.join(own)}"
+            )
+        if name == "window_seconds":
+            check_positive(name, value)
+        else:
+            check_count(name, value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.numbers import check_count
 from mmtransfer.encoders.pixels import SquareCollate
 from mmtransfer.features import Features
 from mmtransfer.registry import register_encoder
@@ -37,6 +38,10 @@ class DenseEncoder(Encoder):
         deviation: float = 1.0,
     ) -> None:
         super().__init__()
+        if shape is not None and not (isinstance(shape, Sequence) and len(shape)):
+            raise ValueError(f"shape must list the sides of an array, found {shape!r}")
+        for name, value in [("size", size), *(("shape", side) for side in shape or ())]:
+            check_count(name, value)
         if not widths:
             raise ValueError("widths must name at least one layer, found none")
         if not deviation > 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.numbers import check_count
 from mmtransfer.encoders.pixels import SquareCollate
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
@@ -36,6 +37,7 @@ class SmallCNN(Encoder):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
+        check_count("size", size)
         if not widths or size < 2 ** len(widths):
             raise ValueError(
                 f"{len(widths)} blocks halve a picture so often: size must be at least "

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.decoding import decode_audio
+from mmtransfer.encoders.numbers import check_count, check_positive
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
@@ -68,6 +69,10 @@ class SpectrogramCNN(Encoder):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
+        check_count("rate", rate)
+        check_count("n_mels", n_mels)
+        check_positive("window_seconds", window_seconds)
+        check_positive("hop_seconds", hop_seconds)
         if not widths or n_mels % 2 ** len(widths):
             raise ValueError(
                 f"n_mels must be a multiple of {2 ** max(1, len(widths))}, which {len(widths)} "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.following import follow
+from mmtransfer.encoders.numbers import check_count
 from mmtransfer.encoders.pixels import TransformCollate
 from mmtransfer.encoders.weights import read_weights
 from mmtransfer.features import Features
@@ -49,6 +50,8 @@ class TimmEncoder(Encoder):
     ) -> None:
         super().__init__()
         check_pool(pool, features_only)
+        if size is not None:
+            check_count("size", size)
         self.name, self.size, self.pool = name, size, pool
         self.features_only, self.out_indices = features_only, out_indices
         self.model_args = dict(model_args or {})
@@ -125,7 +128,16 @@ class TimmEncoder(Encoder):
 
     @property
     def stages(self) -> list[nn.Module]:
-        return [nn.ParameterList(group) for group in self._groups()]
+        return [self._stage(group) for group in self._groups()]
+
+    def _stage(self, group: list[nn.Parameter]) -> nn.Module:
+        """A group of parameters, and the statistics of batch norm that go with them."""
+        stage, own = nn.ParameterList(group), {id(p) for p in group}
+        for name, module in self.model.named_modules():
+            if any(id(p) in own for p in module.parameters(recurse=False)):
+                for buffer, tensor in module.named_buffers(recurse=False):
+                    stage.register_buffer(f"{name}.{buffer}".replace(".", "_"), tensor)
+        return stage
 
     def _groups(self) -> list[list[nn.Parameter]]:
         """Parameters by timm's own layer groups, from input to output."""

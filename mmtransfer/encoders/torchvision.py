@@ -13,6 +13,7 @@ from torchvision.ops import Permute
 from torchvision.transforms._presets import ImageClassification
 
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.numbers import check_count
 from mmtransfer.encoders.pixels import TransformCollate
 from mmtransfer.encoders.weights import fill, read_weights
 from mmtransfer.features import Features
@@ -183,8 +184,7 @@ def prepare(name: str, member: Any, size: int | None) -> ImageClassification:
     """The transforms of a weights enum; at another size, resize and crop in proportion."""
     preset = member.transforms()
     if size is not None:
-        if size < 1:
-            raise ValueError(f"size is a side in pixels, found {size}")
+        check_count("size", size)
         edge = round(preset.resize_size[0] * size / preset.crop_size[0])
         preset.resize_size, preset.crop_size = [edge], [size]
     if name in ("googlenet", "inception_v3"):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pickle
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -293,3 +294,20 @@ def test_our_encoders_change_with_the_modules_beside_them(tmp_path, monkeypatch)
     assert encoder.identity() == mark
     monkeypatch.setattr(base, "source_of_package", lambda directory: before)
     assert encoder.identity() != mark
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mlp?shape=28", "shape must list the sides of an array, found 28"),
+        ("mlp?shape=[28,0]", "shape must be a whole number above zero, found 0"),
+        ("mlp?size=abc", "size must be a whole number above zero, found 'abc'"),
+        ("small-cnn?size=abc", "size must be a whole number above zero, found 'abc'"),
+        ("torchvision:resnet18?size=abc", "size must be a whole number above zero, found 'abc'"),
+        ("spectrogram-cnn?rate=0", "rate must be a whole number above zero, found 0"),
+        ("spectrogram-cnn?hop_seconds=-1", "hop_seconds must be a number above zero, found -1"),
+    ],
+)
+def test_options_of_a_wrong_type_or_sign_are_named(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_encoder(spec)

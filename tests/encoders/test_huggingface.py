@@ -126,6 +126,25 @@ def test_a_bad_pool_is_named(made: Callable[[str], Any]) -> None:
         build_encoder(f"hf:{made('vit').directory}?pool=maen")
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("vit", "size=-3", "size must be a whole number above zero, found -3"),
+        ("bert", "max_tokens=0", "max_tokens must be a whole number above zero, found 0"),
+        ("bert", "max_tokens=-2", "max_tokens must be a whole number above zero, found -2"),
+        ("bert", "size=32", "size is for models of image, .* text; its own: max_tokens"),
+        ("vit", "max_tokens=3", "max_tokens is for models of text, .* image; its own: size"),
+        ("whisper", "size=3", "size is for models of image, .*; its own: window_seconds"),
+        ("whisper", "window_seconds=a", "window_seconds must be a number above zero, found 'a'"),
+    ],
+)
+def test_bad_options_and_those_of_other_modalities_are_refused(
+    name: str, option: str, message: str, made: Callable[[str], Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_encoder(f"{made(name).spec}?{option}")
+
+
 def test_weights_that_are_not_all_there_are_refused(
     made: Callable[[str], Any], tmp_path: Path
 ) -> None:

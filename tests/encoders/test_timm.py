@@ -226,6 +226,18 @@ def test_drop_out_behind_a_frozen_stem_is_off(picture: Maker) -> None:
     assert not torch.equal(encoder(x).tokens, encoder(x).tokens)  # of one that trains it is on
 
 
+def test_statistics_above_a_cut_are_no_part_of_what_lies_below() -> None:
+    encoder = TimmEncoder("test_resnet", size=64)
+    depth = encoder.cuts[1]
+    names = [n for n, _ in encoder.named_buffers() if n.endswith("running_mean")]
+    below, whole = encoder.fingerprint(depth), encoder.fingerprint()
+    encoder.get_buffer(names[-1]).add_(1)
+    assert encoder.fingerprint(depth) == below
+    assert encoder.fingerprint() != whole
+    encoder.get_buffer(names[0]).add_(1)
+    assert encoder.fingerprint(depth) != below
+
+
 def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

@@ -304,7 +304,7 @@ def test_it_trains(strategy: str, picture: Maker, tmp_path: Path) -> None:
         ("torchvision:resnet18?pool=maen", "unknown pool 'maen'.*mean 'mean'"),
         ("torchvision:resnet18?pool=first&size=32", "'resnet18' has none"),
         ("torchvision:resnet18?sise=32", "no option 'sise'.*mean 'size'"),
-        ("torchvision:resnet18?size=0", "size is a side in pixels, found 0"),
+        ("torchvision:resnet18?size=0", "size must be a whole number above zero, found 0"),
     ],
 )
 def test_mistakes_are_named(spec: str, message: str) -> None:
