@@ -70,7 +70,7 @@ class Caught:
             return value.samples if isinstance(value, Waveform) else np.asarray(value)
 
         return {
-            (i, name): plain(self.collate._value(name, i, row[name]))
+            (i, name): plain(self.collate._value(name, (i,), row[name]))
             for i, row in rows
             for name in row
         }
@@ -93,7 +93,7 @@ def test_columns_of_one_kind_and_anagrams_draw_differently(picture):
     encoder = build_encoder("tiny-vit")
     columns = {"left": encoder, "felt": encoder}
     collate = Collate(columns, {}, augment=dict.fromkeys(columns, AugmentImage()))
-    one, other = (np.asarray(collate._value(name, 0, picture(0))) for name in columns)
+    one, other = (np.asarray(collate._value(name, (0,), picture(0))) for name in columns)
     assert one.shape != other.shape or not np.array_equal(one, other)
 
 
