@@ -17,7 +17,7 @@ ROOT = FOLDER.parent
 #: what GPU machines may lack
 HIDE = """
 import importlib.machinery
-HIDDEN = {"datasets", "soundfile", "jsonargparse", "tensorboard", "pyarrow", "torchaudio"}
+HIDDEN = {"datasets", "soundfile", "jsonargparse", "tensorboard", "torchaudio"}
 found = importlib.machinery.PathFinder.find_spec
 def find(cls, name, path=None, target=None):
     return None if name.split(".")[0] in HIDDEN else found(name, path, target)
