@@ -176,10 +176,14 @@ class Activations:
 
 @dataclass
 class Fused:
-    """`vector (B, width)` for the heads and, where a fusion has them, `weights (B, M)`."""
+    """`vector (B, width)` for the heads and, where a fusion has them, `weights (B, M)`.
+
+    parts: (B, M, width) of fusions whose heads judge each modality by itself
+    """
 
     vector: Tensor
     weights: Tensor | None = None
+    parts: Tensor | None = None
 
 
 @dataclass

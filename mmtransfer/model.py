@@ -49,7 +49,7 @@ class TransferModel(
         self.encoders: Mapping[str, Encoder] = nn.ModuleDict(encoders)  # type: ignore[assignment]
         self.fusion = fusion
         self.tasks = dict(tasks)
-        self.heads = nn.ModuleDict({n: task.head(fusion.width) for n, task in tasks.items()})
+        self.heads = nn.ModuleDict({n: fusion.head(task.head) for n, task in tasks.items()})
 
     def forward(self, inputs: Mapping[str, Inputs | Activations | Features], size: int) -> Outputs:
         """Encoder inputs, activations or ready features by modality, of a batch of `size` rows.
@@ -58,7 +58,7 @@ class TransferModel(
         """
         features = {name: self.encode(name, inputs.get(name), size) for name in self.encoders}
         fused = self.fusion(features)
-        logits = {name: head(fused.vector) for name, head in self.heads.items()}
+        logits = {n: self.fusion.decide(head, fused) for n, head in self.heads.items()}
         return Outputs(logits, fused.weights)
 
     def encode(

@@ -398,6 +398,36 @@ class AlwaysFullPrecision(Sum):
         return Fused(fused.vector.float(), fused.weights)
 
 
+class Deaf(Sum):
+    def forward(self, features: dict[str, Features]) -> Fused:
+        heard = dict(features)
+        name = self.modalities[-1]
+        if len(features) == 5:
+            heard[name] = Features(torch.zeros_like(features[name].tokens), features[name].mask)
+        return super().forward(heard)
+
+
+class OfOneDevice(Sum):
+    def forward(self, features: dict[str, Features]) -> Fused:
+        fused = super().forward(features)
+        dtype = fused.vector.dtype
+        return Fused(fused.vector + torch.zeros(fused.vector.shape, dtype=dtype), fused.weights)
+
+
+class OfOneSize(Sum):
+    def forward(self, features: dict[str, Features]) -> Fused:
+        fused = super().forward(features)
+        size = len(fused.vector)  # a constant of the exported graph, unlike shape[0]
+        ones = torch.ones(size, 1, dtype=fused.vector.dtype, device=fused.vector.device)
+        return Fused(fused.vector * ones)
+
+
+class LooksAtItsRows(Sum):
+    def forward(self, features: dict[str, Features]) -> Fused:
+        fused = super().forward(features)
+        return Fused(fused.vector * (1.0 if float(fused.vector.detach().sum()) else 2.0))
+
+
 def test_a_good_fusion_passes() -> None:
     check_fusion(Sum)
 
@@ -418,7 +448,11 @@ def test_a_good_fusion_passes() -> None:
         (WrongFusedWidth, r"vector is \(6, 7\)"),
         (NothingIsNotANumber, "without any modality is not finite"),
         (IdleFusionParameter, r"'idle\.weight' gets no finite gradient"),
-        (AlwaysFullPrecision, r"bf16 in gave torch\.float32 out"),
+        (Deaf, r"with 5 modalities: parameter .* gets a gradient of zeros only"),
+        (OfOneDevice, r"another device fails"),
+        (LooksAtItsRows, r"another device fails"),
+        (OfOneSize, r"with 3 modalities: torch\.export fails"),
+        (AlwaysFullPrecision, r"bfloat16: gave torch\.float32 out"),
     ],
 )
 def test_a_planted_defect_of_a_fusion_is_named(kind: type[Fusion], message: str) -> None:

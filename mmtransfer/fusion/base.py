@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmtransfer.features import Features, Fused
-from mmtransfer.registry import Configurable, fusions
+from mmtransfer.registry import Configurable, fusions, nearest
+
+MISSING = ("learned", "mask")
 
 
 def check_column(name: str) -> None:
@@ -47,6 +49,15 @@ class Fusion(nn.Module, Configurable):
     def forward(self, features: dict[str, Features]) -> Fused:
         raise NotImplementedError(f"{type(self).__name__} needs forward(features) -> Fused")
 
+    def head(self, build: Callable[[int], nn.Module]) -> nn.Module:
+        """The head of a task, given what makes one for a width."""
+        return build(self.width)
+
+    def decide(self, head: nn.Module, fused: Fused) -> Tensor:
+        """Logits (B, C) of what `head` made."""
+        logits: Tensor = head(fused.vector)
+        return logits
+
     def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
         """Take per-modality mean (D,) and deviation (D,) of the training features, if of use."""
 
@@ -77,24 +88,40 @@ class Standardise(nn.Module):
         return (x - self.mean) / self.deviation
 
 
-class PooledFusion(Fusion):
-    """Base of fusions on pooled vectors: standardise, project, a learned vector where absent.
+class Projected(Fusion):
+    """Base of fusions that standardise and project each modality to one width.
 
     dropout: on the standardised features before the projection
+    missing: what stands for an absent modality, a "learned" vector or, with "mask", nothing
+    inner: width of the projections, by default that of the fusion
     """
 
-    def __init__(self, widths: dict[str, int], width: int, dropout: float = 0.0) -> None:
+    #: what an absent vector starts from: what changes nothing where vectors are joined
+    neutral: float = 0.0
+
+    def __init__(
+        self,
+        widths: dict[str, int],
+        width: int,
+        dropout: float = 0.0,
+        missing: str = "learned",
+        inner: int | None = None,
+    ) -> None:
         super().__init__(widths, width)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), found {dropout}")
-        self.dropout = dropout
+        if missing not in MISSING:
+            raise ValueError(f"unknown missing {missing!r}.{nearest(missing, MISSING)}")
+        self.dropout, self.missing = dropout, missing
+        inner = width if inner is None else inner
         self.scales = nn.ModuleDict({name: Standardise(d) for name, d in self.widths.items()})
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(d, width) for name, d in self.widths.items()}
+            {name: nn.Linear(d, inner) for name, d in self.widths.items()}
         )
-        self.absent = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(width)) for name in self.widths}
-        )
+        if missing == "learned":
+            self.absent = nn.ParameterDict(
+                {name: nn.Parameter(torch.full((inner,), self.neutral)) for name in self.widths}
+            )
         self.drop = nn.Dropout(dropout)
 
     def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -103,15 +130,30 @@ class PooledFusion(Fusion):
             assert isinstance(scale, Standardise)
             scale.fit(mean, deviation)
 
+    def stand_in(self, name: str, like: Tensor) -> Tensor:
+        """What an absent modality gives, of the shape of `like` (..., D)."""
+        if self.missing == "learned":
+            return self.absent[name].expand_as(like)
+        return torch.full_like(like, self.neutral)
+
+
+class PooledFusion(Projected):
+    """Base of fusions on pooled vectors."""
+
     def project(self, features: dict[str, Features]) -> tuple[Tensor, Tensor]:
-        """-> vectors (B, M, width), present (B, M), in the order of `modalities`."""
+        """-> vectors (B, M, inner), present (B, M), in the order of `modalities`."""
         vectors, present = [], []
         for name in self.modalities:
             here = features[name].present.unsqueeze(1)  # (B, 1)
-            x = self.drop(self.scales[name](features[name].pooled()))
-            vectors.append(torch.where(here, self.projections[name](x), self.absent[name]))
+            x = self.projections[name](self.drop(self.scales[name](features[name].pooled())))
+            vectors.append(torch.where(here, x, self.stand_in(name, x)))
             present.append(here)
         return torch.stack(vectors, 1), torch.cat(present, 1)
+
+
+def voting(present: Tensor) -> Tensor:
+    """(B, M) bool: the modalities that count, those present; all in a row that has none."""
+    return present | ~present.any(1, keepdim=True)
 
 
 def build_fusion(

@@ -14,8 +14,14 @@ from mmtransfer.registry import register_fusion
 class ConcatFusion(PooledFusion):
     """Projected vectors side by side, then one non-linear layer (Ngiam et al., ICML 2011)."""
 
-    def __init__(self, widths: dict[str, int], width: int, dropout: float = 0.0) -> None:
-        super().__init__(widths, width, dropout)
+    def __init__(
+        self,
+        widths: dict[str, int],
+        width: int,
+        dropout: float = 0.0,
+        missing: str = "learned",
+    ) -> None:
+        super().__init__(widths, width, dropout, missing)
         self.join = nn.Linear(len(self.widths) * width, width)
 
     def forward(self, features: dict[str, Features]) -> Fused:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmtransfer.features import Features, Fused
-from mmtransfer.fusion.base import PooledFusion
+from mmtransfer.fusion.base import PooledFusion, voting
 from mmtransfer.registry import register_fusion
 
 
@@ -18,8 +18,14 @@ class GatedFusion(PooledFusion):
     all modalities; for two modalities this is the z and 1 - z of the paper.
     """
 
-    def __init__(self, widths: dict[str, int], width: int, dropout: float = 0.0) -> None:
-        super().__init__(widths, width, dropout)
+    def __init__(
+        self,
+        widths: dict[str, int],
+        width: int,
+        dropout: float = 0.0,
+        missing: str = "learned",
+    ) -> None:
+        super().__init__(widths, width, dropout, missing)
         m = len(self.widths)
         self.gate = nn.Linear(m * width, m * width)
 
@@ -28,7 +34,5 @@ class GatedFusion(PooledFusion):
         vectors, present = self.project(features)  # (B, M, width), (B, M)
         h = torch.tanh(vectors)
         logits = self.gate(self.drop(h.flatten(1))).unflatten(1, h.shape[1:])  # (B, M, width)
-        # A row without any modality has nothing to weigh: all gates are then equal.
-        open_ = present | ~present.any(1, keepdim=True)
-        gates = logits.masked_fill(~open_.unsqueeze(-1), float("-inf")).softmax(1)
+        gates = logits.masked_fill(~voting(present).unsqueeze(-1), float("-inf")).softmax(1)
         return Fused((gates * h).sum(1), gates.mean(-1))

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from mmtransfer.registry import Configurable
 
@@ -25,8 +26,8 @@ def saying(what: str) -> Iterator[None]:
     """An error that a plug-in raises inside becomes a `ContractError` that says where."""
     try:
         yield
-    except ContractError:
-        raise
+    except ContractError as error:
+        raise ContractError(f"{what}: {error}") from error
     except Exception as error:
         raise ContractError(f"{what} fails with {type(error).__name__}: {error}") from error
 
@@ -66,3 +67,8 @@ def check_registered(module: nn.Module) -> None:
                 f"{where!r} is a plain {type(value).__name__}: its parameters are neither trained "
                 "nor saved (use nn.ModuleList, nn.ModuleDict or nn.ParameterList)",
             )
+
+
+def same_numbers(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for rounding, which may depend on where in memory tensors happen to lie."""
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
