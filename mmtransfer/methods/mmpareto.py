@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.methods.base import Method
-from mmtransfer.methods.unimodal import over_processes, unimodal_losses
+from mmtransfer.methods.unimodal import local, over_processes, split_like, unimodal_losses, whole
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import register_method
 
@@ -26,7 +26,8 @@ class MMPareto(Method):
     the plain sum: one factor for an encoder, so that the direction stays.
 
     gamma: the result is multiplied by it, which enlarges the noise of the steps
-    Raises `ValueError` under FSDP, where no process has whole gradients.
+    Raises `ValueError` under FSDP with a wrapping policy: parts of encoders are then split while
+    their gradients are asked for.
     """
 
     needs = ("unimodal", "unimodal_detached", "trained_encoders")
@@ -62,11 +63,11 @@ class MMPareto(Method):
             of = [p for p in model.encoders[name].parameters() if p in own and p.grad is not None]
             if not of:
                 continue
-            joint = torch.cat([p.grad.flatten() for p in of])  # type: ignore[union-attr]
+            found = [p.grad for p in of if p.grad is not None]
+            joint = torch.cat([whole(g).flatten() for g in found])
             mixed = self.gamma * combine(joint, torch.cat([own[p] for p in of]))
-            for p, gradient in zip(of, mixed.split([p.numel() for p in of]), strict=True):
-                assert p.grad is not None
-                p.grad.copy_(gradient.view(p.shape))
+            for g, values in zip(found, mixed.split([g.numel() for g in found]), strict=True):
+                local(g).copy_(split_like(values.view(g.shape), g))
 
 
 def trained(model: TransferModel) -> list[Tensor]:
@@ -77,7 +78,7 @@ def trained(model: TransferModel) -> list[Tensor]:
 def own_gradients(loss: Tensor, parameters: list[Tensor], outputs: Outputs) -> list[Tensor]:
     """Gradients of the unimodal losses, zeros where there are none; nothing is left in `.grad`."""
     if any(isinstance(p, DTensor) for p in parameters):
-        raise ValueError("mmpareto needs whole gradients, which FSDP splits: use DDP")
+        raise ValueError("mmpareto needs encoders that are whole: use DDP, or FSDP with NO_WRAP")
     half = any(logits.dtype == torch.float16 for logits in outputs.logits.values())
     scale = HALF_SCALE if half else 1.0
     found = torch.autograd.grad(loss * scale, parameters, retain_graph=True, allow_unused=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmtransfer.features import Batch, Outputs, Row, RowContext
 from mmtransfer.methods.base import Method
@@ -16,9 +15,11 @@ from mmtransfer.methods.unimodal import (
     local,
     mean_of_others,
     over_processes,
+    split_like,
     sums,
     target_losses,
     unimodal_losses,
+    whole,
 )
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import register_method
@@ -89,19 +90,17 @@ class OGMGE(Method):
                 noise = self._noise(gradient, generator)
                 local(gradient).mul_(factor)
                 if noise is not None:
-                    local(gradient).add_(local(noise))
+                    local(gradient).add_(noise)
 
     def _noise(self, gradient: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Of the gradient's deviation, the same in all processes."""
+        """Of the gradient's deviation, for the part of it that lies in this process."""
         if not self.noise or gradient.ndim < 2 or gradient.numel() < 2:
             return None
-        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-        noise = torch.empty_like(whole, memory_format=torch.contiguous_format)
-        noise.normal_(generator=generator).mul_(self.noise * whole.std())
-        if isinstance(gradient, DTensor):
-            mesh, placements = gradient.device_mesh, gradient.placements
-            return distribute_tensor(noise, mesh, placements, src_data_rank=None)
-        return noise
+        strength = self.noise * whole(gradient).std()
+        drawn = torch.randn(
+            gradient.shape, generator=generator, device=strength.device, dtype=gradient.dtype
+        )
+        return split_like(drawn * strength, gradient)
 
     def on_weights(self, model: TransferModel, step: int) -> None:
         self.done = step

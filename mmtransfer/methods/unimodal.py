@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel
@@ -78,3 +78,16 @@ def encoder_gradients(model: TransferModel) -> dict[str, list[Tensor]]:
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies in this process, in place; all of it without FSDP."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; of one that FSDP has split, all processes ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def split_like(values: Tensor, like: Tensor) -> Tensor:
+    """The part of whole values, the same in all processes, that belongs to `local(like)`."""
+    if not isinstance(like, DTensor):
+        return values
+    placed = distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
+    return placed.to_local()
