@@ -26,13 +26,15 @@ class GradientBlending(Method):
 
     Part of the training rows, drawn by row number, only pass through the model: their loss stands
     for the true one, the loss of the others for the training loss.  Both are averaged over `every`
-    steps, for the joint output and for each unimodal head.  From one such stretch to the next the
-    true loss falls by G and the gap between the two grows by O; the weights of the losses are
-    proportional to `G / O^2` and add up to 1.  A loss with G below 0 has no weight, and where that
-    is so for all, the weights stay.  Until two stretches are over, all weights are equal.
+    steps, for the joint output and for each unimodal head.  From the first such stretch to the
+    latest the true loss has fallen by G and the gap between the two has grown by O; the weights of
+    the losses are proportional to `G / O^2` and add up to 1.  A loss with G below 0 has no weight,
+    and where that is so for all, or a modality had no row, the weights stay.  Until two stretches
+    are over, all weights are equal.
 
-    The paper trains copies of the model to measure G and O; here it is the model itself, in its
-    course.  Further losses that methods listed before have added are weighed as the joint one.
+    The paper measures G and O on copies of the model that train on each loss alone; here it is the
+    model itself, and from its beginning, as few rows cannot tell what one stretch changed. What
+    methods listed before have added to the loss is weighed with the joint one.
 
     share: of the training rows that are held out, in (0, 1)
     every: steps of a stretch
@@ -51,16 +53,16 @@ class GradientBlending(Method):
         # (tasks, 2, 2, 1 + M): sums over trained rows, held-out ones; of losses, what rows weigh
         self._sums: Tensor | None = None  # of the stretch
         self._found: Tensor | None = None  # of the step
-        self._before: Tensor | None = None  # (2, 1 + M): mean losses of the last stretch
+        self._first: Tensor | None = None  # (2, 1 + M): mean losses of the first stretch
 
     def state_dict(self) -> dict[str, Any]:
-        tensors = {"weights": self.weights, "sums": self._sums, "before": self._before}
+        tensors = {"weights": self.weights, "sums": self._sums, "first": self._first}
         kept = {name: t.cpu() for name, t in tensors.items() if t is not None}
         return {"steps": self.steps, **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.weights = state["steps"], state.get("weights")
-        self._sums, self._before = state.get("sums"), state.get("before")
+        self._sums, self._first = state.get("sums"), state.get("first")
 
     def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None:
         """Hold rows out of training."""
@@ -99,10 +101,11 @@ class GradientBlending(Method):
         tasks = torch.tensor([task.weight for task in model.tasks.values()], device=found.device)
         losses, rows = self._sums.unbind(2)  # (tasks, 2, 1 + M)
         means = torch.einsum("t,tkm->km", tasks, losses / rows)  # NaN where no row says anything
-        if self._before is not None:
-            weights = blend(self._before.to(found.device), means)
-            self.weights = torch.where(torch.isfinite(weights).all(), weights, self.weights)
-        self._before, self._sums, self.steps = means, None, 0
+        first = means if self._first is None else self._first.to(found.device)
+        self._first = torch.where(torch.isfinite(first).all(), first, means)
+        weights = blend(self._first, means)
+        self.weights = torch.where(torch.isfinite(weights).all(), weights, self.weights)
+        self._sums, self.steps = None, 0
 
 
 def measured(
@@ -124,12 +127,12 @@ def measured(
     return torch.stack(found)
 
 
-def blend(before: Tensor, now: Tensor) -> Tensor:
+def blend(first: Tensor, now: Tensor) -> Tensor:
     """Mean losses (2, K) on trained and held-out rows, of two stretches -> weights (K,).
 
     NaN where no loss generalises.
     """
-    gained = before[1] - now[1]
-    overfit = (now[1] - now[0]) - (before[1] - before[0])
+    gained = first[1] - now[1]
+    overfit = (now[1] - now[0]) - (first[1] - first[0])
     weights = gained.clamp_min(0) / overfit.square().clamp_min(TINY)
     return weights / weights.sum()
