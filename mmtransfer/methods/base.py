@@ -23,7 +23,8 @@ class Method(Configurable):
     changes: tuple[str, ...] = ()
     #: what it cannot do without, so that a lack is an error at the start: "trained_encoders",
     #: "numbered_rows" (rows that have the same number in each epoch, which those of a stream do
-    #: not), or fields of `Outputs` that are given on demand; a method that needs "unimodal" or
+    #: not), "repeated_backward" (it goes backwards by itself through what the step goes through,
+    #: too), or fields of `Outputs` that are given on demand; a method that needs "unimodal" or
     #: "unimodal_detached" makes these part of the loss in every step
     needs: tuple[str, ...] = ()
 

@@ -30,7 +30,7 @@ class MMPareto(Method):
     their gradients are asked for.
     """
 
-    needs = ("unimodal", "unimodal_detached", "trained_encoders")
+    needs = ("unimodal", "unimodal_detached", "trained_encoders", "repeated_backward")
 
     def __init__(self, gamma: float = 1.5) -> None:
         if not gamma > 0:

@@ -76,7 +76,7 @@ class Optimisation:
             tuned = any(is_trainable(encoder) for encoder in model.encoders.values())
             accelerator.ddp_handler.find_unused_parameters = tuned
         if options.compile:
-            compile_encoders(model)
+            compile_encoders(model, "repeated_backward" in strategy.needs)
         self.model: nn.Module
         if is_sharded(model):  # by an earlier phase: it stays so
             self.model, self.optimizer = model, accelerator.prepare_optimizer(inner)

@@ -15,7 +15,7 @@ from mmtransfer.registry import check_options, nearest, strategies
 
 SCHEDULES = ("cosine", "constant")
 #: what a method may need: outputs of the model, and what phases and data must be like
-NEEDS = (*ON_DEMAND, "trained_encoders", "numbered_rows")
+NEEDS = (*ON_DEMAND, "trained_encoders", "numbered_rows", "repeated_backward")
 
 
 @dataclass(frozen=True)
