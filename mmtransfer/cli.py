@@ -54,6 +54,7 @@ def _functions(components: Any) -> list[Callable[..., Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `mmtransfer` command."""
+    given = sys.argv[1:] if arguments is None else arguments
     commands = {
         "encoders": encoders,
         "fusions": fusions,
@@ -61,6 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
         "strategies": strategies,
         "predict": predict,
         "rerun": rerun,
+        "benchmark": {
+            "_help": "Compare fusions on the features of frozen encoders.",
+            "fusion": benchmark_fusion(given),
+        },
         "cache": {
             "_help": "Look at the stored features of frozen encoders, check or remove them.",
             "list": cache_list,
@@ -68,7 +73,20 @@ def main(arguments: list[str] | None = None) -> None:
             "prune": cache_prune,
         },
     }
-    command(commands, "mmtransfer", arguments)
+    command(commands, "mmtransfer", given)
+
+
+def benchmark_fusion(arguments: list[str]) -> Callable[..., None]:
+    """The benchmark where it is asked for: its options come from classes that import torch."""
+    if arguments[:1] == ["benchmark"]:
+        from mmtransfer.benchmark.command import fusion_benchmark
+
+        return fusion_benchmark
+
+    def fusion() -> None:
+        """Compare fusions: accuracy, calibration, missing modalities, noise."""
+
+    return fusion
 
 
 def encoders() -> None:
