@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def removal(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 
 def show(results: Results) -> None:
     """The tables."""
-    rows, task, console = summarise(results), results["task"], Console()
+    rows, task = summarise(results), results["task"]
+    console = Console(width=None if sys.stdout.isatty() else 160)
     others = list(rows[0]["others"])
     table = Table(title=f"{task}, test accuracy (%)", title_justify="left")
     table.add_column("fusion", no_wrap=True)
