@@ -23,7 +23,8 @@ from mmtransfer.cli import command
 from mmtransfer.registry import nearest
 
 SETS = ("retail", "av_digits", "embedded")
-PRODUCTS = {"product": "classification", "category": "classification"}
+SMOOTH = {"name": "classification", "label_smoothing": 0.1}
+PRODUCTS = {"product": SMOOTH, "category": SMOOTH}
 
 
 def settings(chosen: str, folder: Path) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def settings(chosen: str, folder: Path) -> dict[str, Any]:
     splits = av_digits(shared / "data" / "mnist", shared / "data" / "fsdd")
     write_parquet(splits, folder)
     encoders = {"image": image, "audio": audio}
-    return {"data": str(folder), "encoders": encoders, "tasks": {"digit": "classification"}}
+    return {"data": str(folder), "encoders": encoders, "tasks": {"digit": SMOOTH}}
 
 
 def main(

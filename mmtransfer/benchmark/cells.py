@@ -51,22 +51,25 @@ class Cell:
         return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def save_split(examples: Examples, features: Path, split: str) -> None:
+    """Write an encoded split where cells find it, whole and pooled."""
+    features.mkdir(parents=True, exist_ok=True)
+    examples.save(features / f"{split}.safetensors")
+    examples.pooled().save(features / f"{split}.pooled.safetensors")
+
+
 @cache
 def examples_of(features: str, split: str, pooled: bool) -> Examples:
     """An encoded split, kept by each process that works on it."""
-    if pooled:
-        return examples_of(features, split, False).pooled()
-    return Examples.load(Path(features) / f"{split}.safetensors")
+    name = f"{split}.pooled" if pooled else split
+    return Examples.load(Path(features) / f"{name}.safetensors")
 
 
 def run_cell(cell: Cell, device: str = "cpu") -> list[dict[str, Any]]:
     """Train and score; -> one result per seed."""
     tasks = {name: Task.from_config(config) for name, config in cell.tasks.items()}
-    widths = {
-        n: f.width
-        for n, f in examples_of(cell.features, "train", False).features.items()
-        if n in cell.modalities
-    }
+    features = examples_of(cell.features, "train", True).features
+    widths = {name: features[name].width for name in cell.modalities}
     pooled = not build_fusion(cell.spec, widths, cell.width).uses_tokens
 
     def seen(split: str) -> Examples:
@@ -92,7 +95,7 @@ def run_cell(cell: Cell, device: str = "cpu") -> list[dict[str, Any]]:
             **{name: value / len(models) for name, value in seconds.items()},
         }
         if not cell.tuning:
-            scale = seen("train").statistics()
+            scale = examples_of(cell.features, "train", True).statistics()
             result |= robustness(model, seen("test"), tasks, scale, device)
         results.append(result)
     return results

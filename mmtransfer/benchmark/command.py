@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.benchmark.cells import save_split
 from mmtransfer.benchmark.ensemble import Recipe
 from mmtransfer.benchmark.examples import encode_splits
 from mmtransfer.benchmark.fusion import Plan, compare, members_of
@@ -27,7 +28,7 @@ def fusion_benchmark(
     fusions: list[str] | None = None,
     output: Path = Path("runs/fusion"),
     width: int = 256,
-    dropout: float = 0.5,
+    dropout: float = 0.3,
     rates: list[float] = [3e-4, 1e-3, 3e-3],  # noqa: B006 - only read
     seeds: int = 5,
     tuning_seeds: int = 1,
@@ -79,9 +80,8 @@ def fusion_benchmark(
         examples["train"] = examples["train"].first(train_rows)
     mark = hashlib.blake2b(json.dumps([marks, train_rows]).encode(), digest_size=8).hexdigest()
     folder = output / f"features-{mark}"
-    folder.mkdir(parents=True, exist_ok=True)
     for split, found in examples.items():
-        found.save(folder / f"{split}.safetensors")
+        save_split(found, folder, split)
     plan = Plan(
         members,
         {name: task.config() for name, task in model.tasks.items()},

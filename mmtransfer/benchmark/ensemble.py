@@ -30,13 +30,13 @@ class Recipe:
     modality_dropout: each present modality of a row goes missing at this rate, never the last
     """
 
-    epochs: int = 30
+    epochs: int = 20
     lr: float = 1e-3
     batch_size: int = 64
     weight_decay: float = 0.05
     warmup: float = 0.1
     clip: float = 1.0
-    modality_dropout: float = 0.15
+    modality_dropout: float = 0.3
 
 
 class Joined(nn.Module):

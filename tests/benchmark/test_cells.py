@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmtransfer.benchmark import cells as module
-from mmtransfer.benchmark.cells import Cell, run_cell, run_cells
+from mmtransfer.benchmark.cells import Cell, run_cell, run_cells, save_split
 from mmtransfer.benchmark.ensemble import Recipe
 from mmtransfer.benchmark.examples import Examples
 from mmtransfer.benchmark.fusion import Plan, compare, members_of
@@ -43,9 +43,8 @@ def examples(rows: int, seed: int) -> Examples:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     directory = tmp_path / "features"
-    directory.mkdir()
     for seed, split in enumerate(("train", "validation", "test")):
-        examples(64, seed).save(directory / f"{split}.safetensors")
+        save_split(examples(64, seed), directory, split)
     return directory
 
 
