@@ -19,6 +19,7 @@ from numpy.random import Generator, default_rng
 from PIL import Image
 
 from mmtransfer.data.building import check_free, write_set
+from mmtransfer.data.noise import mean_square, over_noise
 from mmtransfer.data.rows import Rows, column, columns_of, load_rows
 from mmtransfer.encoders.decoding import decode_audio, decode_image
 from mmtransfer.features import Row
@@ -29,7 +30,6 @@ FSDD = "mteb/free-spoken-digit-dataset"
 ENERGY = 0.25  # of the pictures' variance is kept, as in AV-MNIST
 SNR = (-16.0, -4.0)  # dB, drawn for each row
 VALIDATION = 0.1  # of the training pictures and of the training recordings
-PEAK = 0.7  # of the recordings
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLUMNS = ("image", "audio", "digit")
@@ -169,7 +169,11 @@ class DigitRows(Sequence[Row]):
         import soundfile
 
         rng = default_rng([*self.seed, number])
-        noisy = add_noise(self.said.values[number], rng.uniform(*self.snr), rng)
+        voice = self.said.values[number]
+        gain = 1 / np.sqrt(np.arange(len(voice) // 2 + 1).clip(1))  # power falls as 1 / frequency
+        low, high = self.snr
+        snr = low if low == high else rng.uniform(low, high)
+        noisy = over_noise(voice, gain, mean_square(voice, snr), rng)
         buffer = io.BytesIO()
         soundfile.write(buffer, np.rint(32767 * noisy).astype(np.int16), self.rate, format="FLAC")
         return {"bytes": buffer.getvalue(), "path": f"{self.said.source[number]}.flac"}
@@ -216,17 +220,6 @@ def pair(left: np.ndarray, right: np.ndarray, rng: Generator, split: str = "trai
     return partners
 
 
-def add_noise(samples: np.ndarray, snr: float, rng: Generator) -> np.ndarray:
-    """A waveform (L,) with pink noise `snr` dB below it, its peak at `PEAK`, as float64."""
-    spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
-    spectrum /= np.sqrt(np.arange(len(spectrum)).clip(1))  # power falls as 1 / frequency
-    noise = np.fft.irfft(spectrum, len(samples))
-    voice = samples.astype(np.float64)
-    wanted = np.mean(voice**2) * 10 ** (-snr / 10)
-    noisy = voice + noise * np.sqrt(wanted / max(np.mean(noise**2), 1e-300))
-    return PEAK * noisy / max(np.abs(noisy).max(), 1e-300)
-
-
 def _with_validation(sides: dict[str, Side], seed: int, number: int) -> dict[str, Side]:
     """Move a part of each digit's training rows to a validation split; the rest keeps its order."""
     train = sides["train"]
@@ -241,15 +234,14 @@ def _with_validation(sides: dict[str, Side], seed: int, number: int) -> dict[str
 
 def _pictures(given: str | Path | Mapping[str, Rows]) -> dict[str, Side]:
     """Training and test pictures, (N, H, W) each."""
-    sides = {}
+    sides, shapes = {}, set()
     for split, values, digits in _source(given, "image"):
         pictures = [np.asarray(decode_image(value).convert("L")) for value in values]
-        shapes = {picture.shape for picture in pictures}
+        shapes |= {picture.shape for picture in pictures}
         if len(shapes) > 1:
             raise ValueError(f"the pictures must be of one size, found {sorted(shapes)}")
-        sides[split] = Side(
-            np.stack(pictures), digits, [f"{split}-{i}" for i in range(len(digits))]
-        )
+        names = [f"{split}-{i}" for i in range(len(digits))]
+        sides[split] = Side(np.stack(pictures), digits, names)
     return sides
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from mmtransfer.data.rows import Rows, columns_of
 from mmtransfer.data.values import parts
-from mmtransfer.features import Row
 
 SOUNDS = (b"fLaC", b"RIFF")  # how FLAC and WAV begin
 
@@ -38,7 +37,7 @@ def checksum(data: Rows | Mapping[str, Rows]) -> str:
     return digest.hexdigest()
 
 
-def _parts(row: Row, names: list[str]) -> list[bytes]:
+def _parts(row: Mapping[str, Any], names: list[str]) -> list[bytes]:
     values = {name: row.get(name) for name in names}
     kept = {name: _decoded(value) for name, value in values.items() if value is not None}
     return [b"row", *(part for name, value in kept.items() for part in (name.encode(), *value))]
@@ -48,8 +47,8 @@ def _decoded(value: Any) -> list[bytes]:
     if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
         value = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
     if isinstance(value, bytes) and value.startswith(b"\x89PNG"):
-        picture = Image.open(io.BytesIO(value))
-        if picture.mode == "P":
+        picture: Image.Image = Image.open(io.BytesIO(value))
+        if picture.mode == "P":  # pixels say nothing without their palette
             picture = picture.convert("RGBA")
         return [b"picture", f"{picture.mode} {picture.size}".encode(), picture.tobytes()]
     if isinstance(value, bytes) and value.startswith(SOUNDS):

@@ -36,7 +36,7 @@ class Photo(NamedTuple):
 
 
 class Grocery(NamedTuple):
-    """What a checkout holds: products by class number, category names by theirs, photos by split."""
+    """What a checkout holds; a class number is a place in `products` or `categories`."""
 
     products: list[Product]
     categories: list[str]
