@@ -72,9 +72,8 @@ def test_av_digits(
     main([*map(str, command), "--snr", "[-3, 3]", "--overwrite"])
     assert digest not in capsys.readouterr().out
     assert "energy must be above 0" in failure([*command, "--overwrite", "--energy", 0], capsys)
-    assert "no such data directory" in failure(
-        [*command[:5], "--fsdd", "./no", *command[2:3]], capsys
-    )
+    lost = ["data", "av-digits", tmp_path / "new", "--mnist", tmp_path / "nowhere"]
+    assert f"no such data directory: {tmp_path / 'nowhere'}" in failure(lost, capsys)
 
 
 def test_retail(
