@@ -15,7 +15,6 @@ from numpy.random import Generator, default_rng
 
 from mmtransfer.data.noise import mean_square, over_noise
 from mmtransfer.encoders.decoding import decode_audio
-from mmtransfer.registry import nearest
 
 PROGRAM = "espeak-ng"
 RATE = 16_000  # Hz, of what comes out
@@ -69,13 +68,15 @@ def check_program() -> str:
             f"no program {PROGRAM} on the PATH: install it with `apt-get install espeak-ng`, "
             "`dnf install espeak-ng` or `brew install espeak-ng`"
         )
+    version = _run("--version").decode(errors="replace").partition("  ")[0].strip()
     for kind, needed in (("en", ACCENTS), ("variant", VARIANTS)):
         listed = _run(f"--voices={kind}").decode(errors="replace").split()
         found = [*listed, *(word.rpartition("/")[2] for word in listed)]
         for name in needed:
             if name not in found:
-                raise ValueError(f"{PROGRAM} has no {kind} voice {name!r}.{nearest(name, found)}")
-    return _run("--version").decode(errors="replace").partition("  ")[0].strip()
+                what = "accent" if kind == "en" else "voice variant"
+                raise ValueError(f"{version} has no {what} {name!r}; version 1.51 has all")
+    return version
 
 
 def speak(phrase: str, voice: Voice, rng: Generator) -> bytes:

@@ -99,10 +99,10 @@ def test_a_row_depends_on_seed_options_and_number_only(mnist: Splits, fsdd: Spli
     rows, again = av_digits(mnist, fsdd)["train"], av_digits(mnist, fsdd)["train"]
     assert [again[i] for i in (7, 3, -1)] == [rows[i] for i in (7, 3, 359)]
     assert rows.select_columns(["digit", "audio"])[5] == {k: rows[5][k] for k in ("digit", "audio")}
-    digests = {
-        checksum(av_digits(mnist, fsdd, **options))
-        for options in ({}, {"seed": 1}, {"energy": 0.95}, {"snr": 0.0}, {"snr": (0.0, 1.0)})
-    }
+    digests = set()
+    for options in ({}, {"seed": 1}, {"energy": 0.95}, {"snr": 0.0}, {"snr": (0.0, 1.0)}):
+        changed = av_digits(mnist, fsdd, **options)["test"]
+        digests.add(checksum([changed[i] for i in range(20)]))
     assert len(digests) == 5
     with pytest.raises(IndexError):
         rows[360]
