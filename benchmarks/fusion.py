@@ -20,6 +20,7 @@ from peers import minilm
 
 from mmtransfer.benchmark.command import fusion_benchmark
 from mmtransfer.cli import command
+from mmtransfer.data.av_digits import write_av_digits
 from mmtransfer.registry import nearest
 
 SETS = ("retail", "av_digits", "embedded")
@@ -39,12 +40,10 @@ def settings(chosen: str, folder: Path) -> dict[str, Any]:
     if chosen == "retail":
         encoders = {"image": image, "text": f"hf:{minilm()}", "audio": audio}
         return {"data": str(shared / "data" / "retail"), "encoders": encoders, "tasks": PRODUCTS}
-    from mmtransfer.data.av_digits import av_digits, write_parquet
-
-    splits = av_digits(shared / "data" / "mnist", shared / "data" / "fsdd")
-    write_parquet(splits, folder)
-    encoders = {"image": image, "audio": audio}
-    return {"data": str(folder), "encoders": encoders, "tasks": {"digit": SMOOTH}}
+    write_av_digits(folder, shared / "data" / "mnist", shared / "data" / "fsdd", overwrite=True)
+    encoders = {"image": f"{image}?size=96", "audio": audio}  # pictures of 28 pixels
+    tasks = {"digit": SMOOTH}
+    return {"data": str(folder), "encoders": encoders, "tasks": tasks, "train_rows": 2000}
 
 
 def main(

@@ -28,6 +28,7 @@ def fusion_benchmark(
     fusions: list[str] | None = None,
     output: Path = Path("runs/fusion"),
     width: int = 256,
+    token_width: int = 128,
     dropout: float = 0.3,
     rates: list[float] = [3e-4, 1e-3, 3e-3],  # noqa: B006 - only read
     seeds: int = 5,
@@ -49,6 +50,7 @@ def fusion_benchmark(
         fusions: names, by default all (see `mmtransfer fusions`)
         output: directory for results, pictures and what is done so far
         width: of the fused vector
+        token_width: of fusions on tokens
         dropout: in the fusion
         rates: learning rates that each fusion is tried at; validation decides
         seeds: repetitions of each fusion
@@ -73,12 +75,13 @@ def fusion_benchmark(
             raise ValueError(f"there is no {split!r} split; found {sorted(splits) or 'nothing'}")
     for name in chosen:
         splits = {split: with_label_names(rows, name) for split, rows in splits.items()}
+    if train_rows is not None:
+        kept = splits["train"]
+        splits = {**splits, "train": [kept[i] for i in range(min(train_rows, len(kept)))]}
     model = build_model(built, chosen, splits["train"], width=8)
     options = TrainingOptions(cache=cache, feature_precision="fp16")
     examples, marks = encode_splits(splits, model.encoders, model.tasks, options)
-    if train_rows is not None:
-        examples["train"] = examples["train"].first(train_rows)
-    mark = hashlib.blake2b(json.dumps([marks, train_rows]).encode(), digest_size=8).hexdigest()
+    mark = hashlib.blake2b(json.dumps(marks).encode(), digest_size=8).hexdigest()
     folder = output / f"features-{mark}"
     for split, found in examples.items():
         save_split(found, folder, split)
@@ -89,6 +92,7 @@ def fusion_benchmark(
         folder,
         mark,
         width,
+        token_width,
         tuple(rates),
         seeds,
         tuning_seeds,

@@ -49,10 +49,6 @@ class Examples:
         """The same rows as a model of these modalities sees them."""
         return Examples({name: self.features[name] for name in modalities}, self.targets)
 
-    def first(self, count: int) -> Examples:
-        features = {name: f.first(count) for name, f in self.features.items()}
-        return Examples(features, {name: t[:count] for name, t in self.targets.items()})
-
     def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean (D,) and deviation (D,) of the pooled features of the rows that have them."""
         found = {}

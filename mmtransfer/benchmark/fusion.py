@@ -40,6 +40,7 @@ class Plan:
     features: Path
     mark: str
     width: int = 256
+    token_width: int = 128
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     seeds: int = 5
     tuning_seeds: int = 1
@@ -56,15 +57,15 @@ class Plan:
     ) -> list[Cell]:
         """On a GPU one cell with all seeds, else one each."""
         spec = self.members[member]
-        recipe = (
-            self.tokens if getattr(fusions.get(spec["name"]), "uses_tokens", False) else self.pooled
-        )
+        on_tokens = getattr(fusions.get(spec["name"]), "uses_tokens", False)
+        recipe = self.tokens if on_tokens else self.pooled
+        width = self.token_width if on_tokens else self.width
         groups = [tuple(seeds)] if torch.cuda.is_available() else [(seed,) for seed in seeds]
         return [
             Cell(
                 member,
                 spec,
-                self.width,
+                width,
                 replace(recipe, lr=lr),
                 group,
                 modalities or self.modalities,
