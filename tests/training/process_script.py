@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from mmtransfer.data.products import product_rows
 from mmtransfer.model import TransferModel
+from mmtransfer.registry import fusions
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model
 from mmtransfer.training.setup import end_processes
@@ -60,6 +61,13 @@ def main(saved: str, output: str) -> None:
         processes = trainer.accelerator.num_processes
         sharded = is_sharded(trainer.model)
         main_process = trainer.accelerator.is_main_process
+        trainer.close()
+    results["fusions"] = {}
+    for name in fusions.names():
+        model = build_model(TINY, TASKS, train, name, 16, seed=0)
+        trainer = Trainer(model, train, test, build_strategy("linear_probe", epochs=1), options)
+        trainer.fit()
+        results["fusions"][name] = trainer.losses
         trainer.close()
     # early stopping: all decide the same
     still = Strategy([Phase(30, lr=1e-9, warmup=0.0, schedule="constant")])

@@ -75,6 +75,14 @@ def test_stored_features_are_exactly_the_same(results, processes, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
+def test_every_fusion_trains_alike(results, processes):
+    assert len(results[1]["fusions"]) >= 15
+    for name, losses in results[1]["fusions"].items():
+        assert results[processes]["fusions"][name] == pytest.approx(losses, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3, "fsdp"])
 @pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "top_stages", "balance"])
 def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss.
