@@ -51,7 +51,7 @@ class AGM(Method):
         return {} if self._past is None else {"past": self._past.cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._past = state.get("past")
+        self._past, self._losses = state.get("past"), None
 
     def on_loss(self, loss: Tensor, model: TransferModel, batch: Batch, outputs: Outputs) -> Tensor:
         if len(model.encoders) < 2:

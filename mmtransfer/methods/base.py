@@ -33,7 +33,7 @@ class Method(Configurable):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up what `state_dict` gave, and forget what was gathered in a step that broke off."""
 
     def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None:
         """Change training rows in place, before they are read; runs in loader workers."""

@@ -63,6 +63,7 @@ class GradientBlending(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.weights = state["steps"], state.get("weights")
         self._sums, self._first = state.get("sums"), state.get("first")
+        self._found = None
 
     def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None:
         """Hold rows out of training."""

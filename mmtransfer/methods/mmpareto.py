@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -38,6 +41,9 @@ class MMPareto(Method):
         self.gamma = gamma
         self._gradients: list[Tensor] = []  # of the heads' losses, summed over micro-batches
         self._parts = 0
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._gradients, self._parts = [], 0
 
     def on_loss(self, loss: Tensor, model: TransferModel, batch: Batch, outputs: Outputs) -> Tensor:
         parameters = trained(model)

@@ -62,7 +62,7 @@ class OGMGE(Method):
         return {"done": self.done}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.done = state["done"]
+        self.done, self._scores = state["done"], None
 
     def on_loss(self, loss: Tensor, model: TransferModel, batch: Batch, outputs: Outputs) -> Tensor:
         logits = outputs.unimodal_detached

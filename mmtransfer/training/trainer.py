@@ -251,6 +251,8 @@ class Trainer:
             raise error
         assert self.optimisation is not None
         self.optimisation.optimizer.zero_grad(set_to_none=True)
+        for method in self.strategy.methods:
+            method.load_state_dict(method.state_dict())  # without the step that broke off
         if self.pending:
             self._look()
         self.accumulation *= 2

@@ -111,6 +111,26 @@ def test_micro_batches_give_the_gradients_of_the_whole(fit, name, accumulation):
 
 
 @each
+def test_what_a_step_gathered_before_memory_ran_out_is_forgotten(fit, name, monkeypatch):
+    phase = Phase(2, 1e-3, 1e-3)
+    whole = fit(METHODS[name], phase=phase, accumulation=4)[1].seen
+    forward, calls = TransferModel.forward, []
+
+    def once(self, inputs, size):
+        calls.append(size)
+        if len(calls) == 4:  # the second half of the second step
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, inputs, size)
+
+    monkeypatch.setattr(TransferModel, "forward", once)
+    found = fit(METHODS[name], phase=phase, accumulation=2, on_oom="halve")[1].seen
+    assert calls[:6] == [6, 6, 6, 6, 3, 3]
+    for seen, expected in zip(found, whole, strict=True):
+        for parameter, gradient in expected.items():
+            torch.testing.assert_close(seen[parameter], gradient, atol=1e-5, rtol=1e-3)
+
+
+@each
 def test_a_step_without_a_modality_leaves_its_encoder_alone(fit, name):
     rows = numbers("abc")
     for row in rows[1:]:
