@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         "fusions": fusions,
         "tasks": tasks,
         "strategies": strategies,
+        "methods": methods,
         "predict": predict,
         "rerun": rerun,
         "benchmark": {
@@ -114,6 +115,11 @@ def tasks() -> None:
 def strategies() -> None:
     """List the strategies."""
     _list("strategies")
+
+
+def methods() -> None:
+    """List the methods of the training loop."""
+    _list("methods")
 
 
 def predict(

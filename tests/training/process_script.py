@@ -22,6 +22,13 @@ from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.base import Phase, Strategy, build_strategy
 
 TASKS = {"product": "classification", "category": "classification"}
+BALANCE = [
+    {"name": "gradient_blending", "share": 0.4, "every": 2},
+    "auxiliary_heads",
+    "mmpareto",
+    "agm",
+    "ogm_ge",
+]
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
 
 
@@ -37,6 +44,7 @@ def main(saved: str, output: str) -> None:
         "linear_probe": build_strategy("linear_probe", epochs=2),
         "lp_ft": build_strategy("lp_ft", probe_epochs=1, epochs=2),
         "top_stages": Strategy([Phase(2, lr=1e-3, encoder_lr=1e-3, top_stages=1)]),
+        "balance": build_strategy("full", BALANCE, epochs=2, lr=1e-2, encoder_lr=1e-2),
     }
     for name, strategy in strategies.items():
         model = build_model(TINY, TASKS, train, "gated", 16, seed=0)

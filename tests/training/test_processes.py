@@ -83,9 +83,12 @@ def test_every_fusion_trains_alike(results, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
-@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "top_stages"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "top_stages", "balance"])
 def test_the_loss_curve_is_the_same(results, processes, strategy):
-    """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss."""
+    """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss.
+
+    Nor what methods of balance measure, and the noise that they draw.
+    """
     found = results[processes][strategy]["losses"]
     assert found == pytest.approx(results[1][strategy]["losses"], abs=1e-4)
 
