@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmtransfer.encoders.base import Encoder, split_stages
 from mmtransfer.encoders.decoding import join_windows, part_windows
@@ -144,8 +145,12 @@ class HuggingFaceEncoder(Encoder):
         if self.modality == "audio":
             return self._finish(self._sound_above(layout, depth, activations))
         if self.modality == "text":
-            hidden = run_above(self.model, layout, depth, activations.tokens, activations.mask)
-            return self._finish(Features(hidden, activations.mask))
+            assert isinstance(self.collate, TextCollate)
+            # As long as the texts were: drop-out draws for the padding too.
+            short = self.collate.padding(activations.mask.shape[1])
+            mask = F.pad(activations.mask, (0, short))
+            x = F.pad(activations.tokens, (0, 0, 0, short))
+            return self._finish(Features(run_above(self.model, layout, depth, x, mask), mask))
         maps = layout.flow == "maps"
         x = activations.as_map() if maps else activations.tokens
         hidden = run_above(self.model, layout, depth, x)

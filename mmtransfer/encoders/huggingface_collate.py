@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmtransfer.encoders.decoding import decode_image, decode_text
+
+#: lengths of texts are multiples of it: the kernels of a CPU are made, and kept, for each length
+MULTIPLE = 8
 
 
 class ImageCollate:
@@ -23,6 +27,7 @@ class ImageCollate:
 class TextCollate:
     """Texts to `input_ids (B, T)` and `attention_mask (B, T)` with the model's own tokenizer.
 
+    T is a multiple of 8, or `max_tokens`.
     fixed: pad all texts to `max_tokens`, and count the padding as text
     """
 
@@ -42,7 +47,15 @@ class TextCollate:
         inputs = {name: coded[name] for name in ("input_ids", "attention_mask")}
         if self.fixed:
             inputs["attention_mask"].fill_(1)
-        return inputs
+            return inputs
+        short = self.padding(inputs["input_ids"].shape[1])
+        ends = (short, 0) if self.processor.padding_side == "left" else (0, short)
+        fill = {"input_ids": self.processor.pad_token_id, "attention_mask": 0}
+        return {name: F.pad(ids, ends, value=fill[name]) for name, ids in inputs.items()}
+
+    def padding(self, length: int) -> int:
+        """How many tokens texts of this length are padded with."""
+        return 0 if self.fixed else min(-length % MULTIPLE, self.max_tokens - length)
 
 
 def text_limit(model: Any, processor: Any, max_tokens: int | None) -> int:

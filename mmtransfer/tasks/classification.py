@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from mmtransfer.registry import nearest, register_task
 from mmtransfer.tasks.base import Task
 from mmtransfer.tasks.soft import Soft, class_shares
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 IGNORE = -100
 BALANCED = "balanced"
@@ -182,6 +183,9 @@ class Classification(Task):
         return [{"label": self._classes[c], "probability": p} for c, p in pairs]
 
     def metrics(self) -> MetricCollection:
+        from torchmetrics import MetricCollection
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
         n = len(self._classes)
         return MetricCollection(
             {

@@ -30,9 +30,11 @@ class Log:
         self, accelerator: Accelerator, output: Path | None, tasks: Mapping[str, Task]
     ) -> None:
         self.accelerator = accelerator
-        scores = [f"{n}/{m}" for n, t in tasks.items() for m in ("rows", *t.metrics(), "loss")]
-        self.columns = [*COLUMNS, *(f"validation/{score}" for score in scores)]
         self.file = output / "training.csv" if output and accelerator.is_main_process else None
+        scores: list[str] = []
+        if self.file is not None:
+            scores = [f"{n}/{m}" for n, t in tasks.items() for m in ("rows", *t.metrics(), "loss")]
+        self.columns = [*COLUMNS, *(f"validation/{score}" for score in scores)]
         self.since = time.perf_counter()
 
     def begin(self, step: int, epochs: int) -> None:

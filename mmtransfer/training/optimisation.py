@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mmtransfer.features import Activations, Batch, Inputs, Outputs
+from mmtransfer.methods.base import Method
 from mmtransfer.model import TransferModel, is_trainable
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.setup import (
@@ -22,6 +23,7 @@ from mmtransfer.training.setup import (
     synchronise_batch_norm,
 )
 from mmtransfer.training.sharding import is_sharded, load_optimizer_state, optimizer_state
+from mmtransfer.training.tables import embedding_tables, sparse_gradients
 from mmtransfer.transfer.base import Phase, Strategy
 
 
@@ -93,27 +95,19 @@ class Optimisation:
         rest = (p for p in self.model.parameters() if id(p) not in aside)
         parts = [[p for p in part if p.requires_grad] for part in (rest, heads)]
         self.trained = [part for part in parts if part]
+        alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
+        # A method that acts on the loss may ask for gradients, and expects dense ones.
+        plain = all(type(method).on_loss is Method.on_loss for method in strategy.methods)
+        self.tables = embedding_tables(model) if alone and plain and not options.compile else []
 
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
         counts, shares = self._labelled_rows(window)
         total = torch.zeros((), device=self.accelerator.device)
-        for k, batch in enumerate(window):
-            batch = batch.to(self.accelerator.device, non_blocking=True)
-            batch.shares = shares
-            last = k == len(window) - 1
-            sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
-            with sync:
-                with self.accelerator.autocast():
-                    outputs = self.model(batch.inputs, len(batch))
-                loss = self._task_loss(outputs, batch, counts)
-                total += loss.detach()
-                # This part's share of the step, blown up to the size of a whole loss, so that what
-                # a method adds weighs the same however many parts the step has.
-                loss = loss * (len(window) * self.accelerator.num_processes)
-                for method in self.strategy.methods:
-                    loss = method.on_loss(loss, self.plain, batch, outputs)
-                self.accelerator.backward(loss / len(window))  # averaged over processes by DDP
+        with sparse_gradients(self.tables if len(window) > 1 else (), len(window)):
+            for k, batch in enumerate(window):
+                batch.shares = shares
+                total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
         for name in self._absent_everywhere(window):
             self.plain.encoders[name].zero_grad(set_to_none=True)
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
@@ -128,6 +122,23 @@ class Optimisation:
         for method in self.strategy.methods:
             method.on_weights(self.plain, number)
         return Step(total, wrong, rate, [batch.index for batch in window])
+
+    def _backward(
+        self, batch: Batch, counts: Mapping[str, Tensor], parts: int, last: bool
+    ) -> Tensor:
+        """Gradients of one micro-batch out of `parts`; -> its share of the loss of the step."""
+        batch = batch.to(self.accelerator.device, non_blocking=True)
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self.accelerator.autocast():
+                outputs = self.model(batch.inputs, len(batch))
+            share = loss = self._task_loss(outputs, batch, counts)
+            # Blown up to the size of a whole loss, so that what a method adds weighs the same
+            # however many parts the step has.
+            loss = loss * (parts * self.accelerator.num_processes)
+            for method in self.strategy.methods:
+                loss = method.on_loss(loss, self.plain, batch, outputs)
+            self.accelerator.backward(loss / parts)  # averaged over processes by DDP
+        return share.detach()
 
     def _clip(self) -> Tensor:
         """Clip; -> 1 where gradients are not finite.  Then the step is left out if so wished."""

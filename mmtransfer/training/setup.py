@@ -102,6 +102,13 @@ def keep_freed_memory() -> None:
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
 
 
+def give_back_memory() -> None:
+    """Hand freed memory back to the kernel after all, where so much of it is not needed again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def end_processes() -> None:
     """Last line of a script: all processes leave together, as gloo aborts otherwise."""
     state = PartialState()

@@ -35,7 +35,12 @@ from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
 from mmtransfer.training.record import fingerprints
 from mmtransfer.training.resume import accepted, exactness, restore_data
-from mmtransfer.training.setup import launched_as, make_accelerator, share_buffers
+from mmtransfer.training.setup import (
+    give_back_memory,
+    launched_as,
+    make_accelerator,
+    share_buffers,
+)
 from mmtransfer.training.sharding import is_sharded, load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
@@ -193,6 +198,7 @@ class Trainer:
         self.optimisation.release()
         self.optimisation = None
         load_whole(self.model, self.best_state)  # frozen parts are as they were
+        give_back_memory()
         self.position = Position(number + 1)
         self.checkpoint()
 

@@ -34,9 +34,27 @@ def test_tokens_and_mask_are_those_of_plain_transformers(
     with torch.no_grad():
         features = encoder(**encoder.collate(values))
     tokens, mask = plain(kind, values)
-    assert torch.equal(features.mask, mask)
-    torch.testing.assert_close(features.tokens, tokens, atol=1e-5, rtol=1e-5)
+    length = mask.shape[1]  # texts have some more tokens, which are padding
+    assert torch.equal(features.mask[:, :length], mask)
+    assert not features.mask[:, length:].any()
+    torch.testing.assert_close(features.tokens[:, :length], tokens, atol=1e-5, rtol=1e-5)
     assert features.width == encoder.width == tokens.shape[2]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("limit", "short", "long"), [(5, 5, 5), (8, 8, 8), (11, 8, 11)])
+def test_texts_have_few_lengths_so_that_few_kernels_are_made(
+    made: Callable[[str], Any], limit: int, short: int, long: int, side: str
+) -> None:
+    encoder = build_encoder(made("bert").spec, max_tokens=limit)
+    encoder.processor.padding_side = side
+    found = encoder.collate(["cat"])
+    real = encoder.processor("cat")["input_ids"]
+    padding = [encoder.processor.pad_token_id] * (short - len(real))
+    wanted = padding + real if side == "left" else real + padding
+    assert found["input_ids"].tolist() == [wanted]
+    assert found["attention_mask"].tolist() == [[int(i not in padding) for i in wanted]]
+    assert encoder.collate(["a cat sat on the mat and a dog sat"])["input_ids"].shape == (1, long)
 
 
 def test_the_contract_holds(kind: Any, values: list[Any]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -275,3 +277,8 @@ def test_class_weights_that_fit_no_classes_are_refused(weights: Any, message: st
 
 def test_the_contract_holds_with_class_weights() -> None:
     check_task(Classification(class_weights="balanced"), ["pear", "apple", None, "pear", "plum"])
+
+
+def test_metrics_cost_nothing_before_they_are_needed():
+    code = "import sys, mmtransfer.training.run; sys.exit('torchmetrics' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
