@@ -52,13 +52,14 @@ ENCODERS = {
     "&widths=[16,32]",
 }
 WEAK = "audio"
+LR = 4e-3  # plain training is as good as at half or double of it
 KINDS = ("joint", *ENCODERS)
 #: as `--tune` found them
 METHODS: dict[str, Spec] = {
     "plain": None,
-    "modality_dropout": {"name": "modality_dropout", "rate": 0.4},
-    "auxiliary_heads": {"name": "auxiliary_heads", "weight": 1.0},
-    "ogm_ge": {"name": "ogm_ge", "alpha": 0.5, "noise": 0.0},
+    "modality_dropout": {"name": "modality_dropout", "rate": 0.3},
+    "auxiliary_heads": {"name": "auxiliary_heads", "weight": 0.5},
+    "ogm_ge": {"name": "ogm_ge", "alpha": 0.3, "noise": 0.3},
     "agm": {"name": "agm", "alpha": 1.0},
     "gradient_blending": {"name": "gradient_blending", "share": 0.1, "every": 50},
     "mmpareto": {"name": "mmpareto", "gamma": 1.5},
@@ -72,6 +73,7 @@ GRID: dict[str, dict[str, Sequence[Any]]] = {
     "gradient_blending": {"share": (0.1,), "every": (25, 50, 100)},
     "mmpareto": {"gamma": (1.0, 1.5)},
 }
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TUNING_SEED = 1000
 
 
@@ -81,7 +83,6 @@ class Plan(NamedTuple):
     data: dict[str, Rows]
     epochs: int
     judged: str
-    lr: float = 4e-3
 
 
 class Member(NamedTuple):
@@ -89,6 +90,7 @@ class Member(NamedTuple):
     method: Spec
     seed: int
     columns: tuple[str, ...] = tuple(ENCODERS)
+    lr: float = LR
 
 
 PLAN: Plan | None = None  # of this process
@@ -127,7 +129,7 @@ def train(member: Member) -> dict[str, Any]:
     tasks = {"digit": "classification"}
     model = build_model(encoders, tasks, rows, "concat", width=64, seed=member.seed)
     methods = [] if member.method is None else [build_method(member.method)]
-    strategy = Strategy([Phase(PLAN.epochs, PLAN.lr, PLAN.lr)], methods)
+    strategy = Strategy([Phase(PLAN.epochs, member.lr, member.lr)], methods)
     trainer = Trainer(
         model, rows, None, strategy, TrainingOptions(progress=False, seed=member.seed)
     )
@@ -182,19 +184,20 @@ def train_all(members: Sequence[Member], plan: Plan, jobs: int) -> list[dict[str
 
 
 def search(plan: Plan, jobs: int, seeds: int) -> None:
-    """Print the options of each method that are best on validation rows, by the joint accuracy."""
-    members = [
-        Member(name, {"name": name, **dict(zip(grid, values, strict=True))}, TUNING_SEED + k)
+    """Print rates of plain training, then options of methods, with their joint accuracies."""
+    numbers = range(TUNING_SEED, TUNING_SEED + seeds)
+    members = [Member(f"lr {lr}", None, seed, lr=lr) for lr in RATES for seed in numbers]
+    members += [
+        Member(name, {"name": name, **dict(zip(grid, values, strict=True))}, seed)
         for name, grid in GRID.items()
         for values in itertools.product(*grid.values())
-        for k in range(seeds)
+        for seed in numbers
     ]
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, list[float]] = {}
     for result in train_all(members, plan, jobs):
-        scores = found.setdefault(result["name"], {}).setdefault(str(result["method"]), [])
-        scores.append(result["joint"])
-    for options in found.values():
-        print(max(options, key=lambda chosen: mean(options[chosen])), options)
+        found.setdefault(str(result["method"] or result["name"]), []).append(result["joint"])
+    for options, scores in found.items():
+        print(f"{100 * mean(scores):.1f}  {options}")
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -299,7 +302,7 @@ def main(
     results = train_all(members, plan, jobs)
     summary, costs = summarise(results), costs_of(results)
     seconds = time.perf_counter() - started
-    settings = {"seeds": seeds, "rows": rows, "tested": tested, "epochs": epochs, "lr": plan.lr}
+    settings = {"seeds": seeds, "rows": rows, "tested": tested, "epochs": epochs, "lr": LR}
     settings |= {"energy": ENERGY, "snr": SNR, "encoders": ENCODERS, "methods": chosen}
     write_results(
         output,
