@@ -75,8 +75,8 @@ def test_stored_features_are_exactly_the_same(results, processes, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
-def test_every_fusion_trains_alike(results, processes):
-    assert len(results[1]["fusions"]) >= 15
+def test_fusions_of_all_kinds_train_alike(results, processes):
+    assert len(results[1]["fusions"]) == 4
     for name, losses in results[1]["fusions"].items():
         assert results[processes]["fusions"][name] == pytest.approx(losses, abs=1e-4), name
 
