@@ -208,6 +208,13 @@ class Outputs:
     unimodal_detached: the same logits, whose gradient stays in these heads
     subsets: (B, 2^M - 2, C) logits with only some modalities present, in the order of
         `proper_subsets`, without gradient
+
+    and by themselves:
+
+    features: of each modality, as they enter the fusion
+    fused: (B, width) what the heads get
+    unlabelled: outputs for a batch of the unlabelled target
+    losses: by task what it adds to the loss that `on_loss` gets; a step fills this in, always
     """
 
     logits: dict[str, Tensor]
@@ -215,8 +222,13 @@ class Outputs:
     unimodal: dict[str, Tensor] | None = None
     unimodal_detached: dict[str, Tensor] | None = None
     subsets: dict[str, Tensor] | None = None
+    features: dict[str, Features] | None = None
+    fused: Tensor | None = None
+    unlabelled: Outputs | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
 
 
+torch.export.register_dataclass(Features)
 torch.export.register_dataclass(Outputs)  # FSDP hangs its work on the tensors that it finds
 
 
@@ -236,7 +248,13 @@ class Batch:
     unreadable: per column, row numbers whose value could not be read and counts as missing
     held: as targets, of rows that are kept out of training; left out where there are none
 
-    Where a method needs something of each modality, a step adds:
+    A step adds:
+
+    counts: per task what its labelled rows weigh, on average over the micro-batches and processes
+        of the step, 1 if none: the sum of the rows' losses over it is the task's loss
+    unlabelled: as many rows of the unlabelled target, where a method needs it
+
+    and, where a method needs something of each modality:
 
     present: (B, M) bool, rows that have each modality
     shares: per task (M,), what the labelled rows that have each modality weigh, on average over
@@ -251,6 +269,8 @@ class Batch:
     held: dict[str, Tensor] = field(default_factory=dict)
     present: Tensor | None = None
     shares: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    unlabelled: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -276,6 +296,8 @@ class Batch:
             {k: v.to(device, non_blocking=non_blocking) for k, v in self.held.items()},
             None if self.present is None else self.present.to(device, non_blocking=non_blocking),
             self.shares,
+            self.counts,
+            None if self.unlabelled is None else self.unlabelled.to(device, non_blocking),
         )
 
     def pin_memory(self) -> Batch:

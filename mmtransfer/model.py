@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Activations, Features, Inputs, Outputs, proper_subsets
+from mmtransfer.features import Activations, Batch, Features, Inputs, Outputs, proper_subsets
 from mmtransfer.fusion.base import Fusion, check_column
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
@@ -22,7 +22,7 @@ from mmtransfer.unimodal import UnimodalHeads
 
 WEIGHTS = "model.safetensors"
 #: fields of `Outputs` that are given on demand
-ON_DEMAND = ("unimodal", "unimodal_detached", "subsets")
+ON_DEMAND = ("unimodal", "unimodal_detached", "subsets", "features", "fused", "unlabelled")
 
 
 class TransferModel(
@@ -71,15 +71,26 @@ class TransferModel(
                 torch.manual_seed(seed)
                 self.unimodal = UnimodalHeads(self.fusion.widths, self.tasks).to(self.device)
 
-    def forward(self, inputs: Mapping[str, Inputs | Activations | Features], size: int) -> Outputs:
+    def forward(
+        self,
+        inputs: Mapping[str, Inputs | Activations | Features],
+        size: int,
+        unlabelled: Batch | None = None,
+    ) -> Outputs:
         """Encoder inputs, activations or ready features by modality, of a batch of `size` rows.
 
         What is left out is absent.  -> logits {task: (B, C)}, weights (B, M) or None.
+
+        unlabelled: rows of the unlabelled target, which pass in the same call: processes agree on
+            which parameters a call has used
         """
         features = {name: self.encode(name, inputs.get(name), size) for name in self.encoders}
         outputs = self._join(features)
+        if unlabelled is not None:
+            outputs.unlabelled = self.forward(unlabelled.inputs, len(unlabelled))
         if not (self.training and self.demanded):
             return outputs
+        outputs.features = features if "features" in self.demanded else None
         if self.unimodal is not None:
             vectors = {name: found.pooled() for name, found in features.items()}
             if "unimodal" in self.demanded:
@@ -95,7 +106,8 @@ class TransferModel(
     def _join(self, features: Mapping[str, Features]) -> Outputs:
         fused = self.fusion(dict(features))
         logits = {n: self.fusion.decide(head, fused) for n, head in self.heads.items()}
-        return Outputs(logits, fused.weights)
+        vector = fused.vector if self.training and "fused" in self.demanded else None
+        return Outputs(logits, fused.weights, fused=vector)
 
     def _of_subsets(self, features: Mapping[str, Features]) -> dict[str, Tensor]:
         """Logits (B, 2^M - 2, C) of the proper subsets of modalities; only the fusion runs."""

@@ -110,7 +110,7 @@ class Collate:
         targets, held = {}, {}
         for name, task in self.tasks.items():
             # A negative number marks a row that only fills up the batch: it counts for no task.
-            values = [row[name] if index >= 0 else None for index, row in rows]
+            values = [row.get(name) if index >= 0 else None for index, row in rows]
             targets[name] = task.encode([None if isinstance(v, Held) else v for v in values])
             if any(isinstance(value, Held) for value in values):
                 looked_at = [v.target if isinstance(v, Held) else None for v in values]

@@ -19,14 +19,23 @@ from mmtransfer.tasks.base import Task
 #: a `datasets.Dataset`, a list of dictionaries, or anything else indexed by row number; where it
 #: says so also a stream: a `datasets.IterableDataset`, or a `Stream` of one
 Rows = Sequence[Mapping[str, Any]]
-SPLITS = {"train": ("train",), "validation": ("validation", "val", "dev"), "test": ("test",)}
+#: beside the usual three: rows of the target whose labels nobody reads, and labelled rows of the
+#: source, on which forgetting is measured
+SPLITS = {
+    "train": ("train",),
+    "validation": ("validation", "val", "dev"),
+    "test": ("test",),
+    "unlabelled": ("unlabelled", "unlabeled"),
+    "source": ("source",),
+}
 
 
 def load_rows(source: str | Path, streaming: bool = False) -> dict[str, Rows]:
-    """Splits "train", "validation", "test" of a directory or hub id; those that there are.
+    """Splits of a directory or hub id, those of `SPLITS` that there are.
 
-    A directory holds `train.parquet`, `val.parquet`, `test.parquet` (or `train-*.parquet` shards),
-    or is laid out for datasets' imagefolder.  Pictures and sounds stay undecoded.
+    A directory holds `train.parquet`, `val.parquet`, `test.parquet` (or `train-*.parquet` shards)
+    and perhaps `unlabelled.parquet` and `source.parquet`, or is laid out for datasets' imagefolder.
+     Pictures and sounds stay undecoded.
 
     streaming: rows that are only read in order, in particular from the hub without a download
     Raises `FileNotFoundError` when the source is a path and nothing is there.

@@ -70,6 +70,16 @@ class TrainBatches(Sampler[list[int]]):
                 yield rows or [filler(int(batch[0, 0]))]
 
 
+class EndlessBatches(TrainBatches):
+    """The same without an end: `start` counts the steps of a run, over all epochs."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.epoch, self.start = divmod(self.start, self.steps)
+        while True:
+            yield from super().__iter__()
+            self.epoch, self.start = self.epoch + 1, 0
+
+
 class EvaluationBatches(Sampler[list[int]]):
     """Every row once, in order; whole batches are dealt to the processes in turn.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import comb
 from typing import Any
 
@@ -66,7 +66,7 @@ class AGM(Method):
             self._losses = found if self._losses is None else self._losses + found
         return loss
 
-    def on_gradients(self, model: TransferModel) -> None:
+    def on_gradients(self, model: TransferModel, again: Callable[[], None]) -> None:
         if self._losses is None:
             return
         total, rows = over_processes(self._losses)

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtransfer.features import Batch, Outputs, Row, RowContext
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import Configurable, methods
 
 
+@dataclass
+class Observed:
+    """What a model says of all N rows of a split, in order, on the CPU, without gradient.
+
+    logits: {task: (N, C)}; fused: (N, width); targets: {task: (N,)}
+    features: {modality: (N, D)} pooled, zeros where absent; present: {modality: (N,)} bool
+    """
+
+    logits: dict[str, Tensor]
+    fused: Tensor
+    features: dict[str, Tensor]
+    present: dict[str, Tensor]
+    targets: dict[str, Tensor]
+
+
+class Look(Protocol):
+    """What a method may see of the data before training; all processes must ask together."""
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """This process's share of the rows of a split, on the device; fillers are negative."""
+        ...
+
+    def observe(self, split: str, model: TransferModel | None = None) -> Observed:
+        """The present model, or another one that reads the same columns, in eval mode."""
+        ...
+
+
 class Method(Configurable):
     """One small object that overrides one or more of the four hooks.
 
-    Hooks run in the order in which a strategy lists its methods.
+    Hooks run in the order in which a strategy lists its methods.  What it must know beforehand it
+    learns in `begin`, parameters of its own it has in `module`.
     """
 
     #: modalities of which `on_rows` makes other values, so that activations below a cut cannot be
@@ -24,9 +53,22 @@ class Method(Configurable):
     #: what it cannot do without, so that a lack is an error at the start: "trained_encoders",
     #: "numbered_rows" (rows that have the same number in each epoch, which those of a stream do
     #: not), "repeated_backward" (it goes backwards by itself through what the step goes through,
-    #: too), or fields of `Outputs` that are given on demand; a method that needs "unimodal" or
-    #: "unimodal_detached" makes these part of the loss in every step
+    #: too), "second_pass" (it asks `on_gradients` for the gradients elsewhere), "source" (labelled
+    #: rows of the source), or fields of `Outputs` that are given on demand, "unlabelled" being one;
+    #: a method that needs "unimodal" or "unimodal_detached" makes these part of the loss in every
+    #: step
     needs: tuple[str, ...] = ()
+    #: what it trains by itself, at the rate of fusion and heads; it stays behind on saving
+    module: nn.Module | None = None
+
+    def build(self, model: TransferModel) -> None:
+        """Set `module`, if the method has one; on every start of a run, a resumed one too."""
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        """Look at the model as it comes and at the data, once, before the first step of a run.
+
+        A resumed run does not come here: what was learned must be part of `state_dict`.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this method: tensors, numbers, text, lists, dictionaries."""
@@ -42,11 +84,18 @@ class Method(Configurable):
         """The loss to descend, given the task loss."""
         return loss
 
-    def on_gradients(self, model: TransferModel) -> None:
-        """Change gradients in place, before clipping and the optimiser's step."""
+    def on_gradients(self, model: TransferModel, again: Callable[[], None]) -> None:
+        """Change gradients in place, before clipping and the optimiser's step.
+
+        again: makes the gradients of this step anew, at the present weights
+        """
 
     def on_weights(self, model: TransferModel, step: int) -> None:
         """Look at or change weights in place, after the optimiser's step."""
+
+    def averaged(self, model: TransferModel) -> Mapping[str, Tensor]:
+        """Weights by name that are validated and kept in place of the present ones, where any."""
+        return {}
 
 
 def build_method(spec: str | Mapping[str, Any] | Method) -> Method:

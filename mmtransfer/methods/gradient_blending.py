@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from zlib import crc32
 
@@ -91,7 +91,7 @@ class GradientBlending(Method):
         self.weights = self.weights.to(losses.device)
         return self.weights @ losses
 
-    def on_gradients(self, model: TransferModel) -> None:
+    def on_gradients(self, model: TransferModel, again: Callable[[], None]) -> None:
         assert self._found is not None
         assert self.weights is not None
         found, self._found = over_processes(self._found), None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class MMPareto(Method):
             self._parts += 1
         return loss + unimodal_losses(model, batch, outputs.unimodal_detached).sum()
 
-    def on_gradients(self, model: TransferModel) -> None:
+    def on_gradients(self, model: TransferModel, again: Callable[[], None]) -> None:
         if not self._parts:
             return
         flat = over_processes(torch.cat([g.flatten() for g in self._gradients]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class OGMGE(Method):
             self._scores = found if self._scores is None else self._scores + found
         return loss + unimodal_losses(model, batch, logits).sum()
 
-    def on_gradients(self, model: TransferModel) -> None:
+    def on_gradients(self, model: TransferModel, again: Callable[[], None]) -> None:
         assert self._scores is not None
         scores, self._scores = self._scores, None
         step = self.done + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ from mmtransfer.data.rows import (
     columns_of,
     fingerprint_column,
 )
-from mmtransfer.data.samplers import EvaluationBatches, TrainBatches
+from mmtransfer.data.samplers import EndlessBatches, EvaluationBatches, TrainBatches
 from mmtransfer.data.store import FeatureStore, StoredViews
 from mmtransfer.data.stream import Stream, as_stream, is_stream
 from mmtransfer.data.stream_batches import EvaluationStream, TrainStream, steps_of
 from mmtransfer.features import Batch
 from mmtransfer.model import TransferModel, frozen_depth, is_trainable
+from mmtransfer.tasks.base import Task
 from mmtransfer.training.features import Extraction, stored_features
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.order import check_order, choose_order
@@ -54,10 +56,16 @@ class TrainingData:
         progress: Progress,
         stop: StopSignal,
     ) -> None:
-        for split, rows in splits.items():
-            check_rows(rows, model.encoders, model.tasks, split, training=split == "train")
-        check_order(splits["train"], model.tasks, options)
         self.model, self.splits, self.strategy = model, dict(splits), strategy
+        #: tasks of the source, which the target's rows know nothing of
+        there = columns_of(splits["source"]) if "source" in splits else []
+        self.elsewhere = {n for n in model.tasks if n in there} - set(columns_of(splits["train"]))
+        for split, rows in sorted(splits.items()):  # the source comes before what may lack a task
+            training = split == "train"
+            check_rows(rows, model.encoders, self.tasks_of(split, rows), split, training)
+            if is_stream(rows) and split in ("unlabelled", "source"):
+                raise ValueError(f"the {split} rows must be at hand, found a stream")
+        check_order(splits["train"], model.tasks, options)
         self.options, self.accelerator, self.progress = options, accelerator, progress
         self.stop = stop
         kinds = {name: encoder.modality for name, encoder in model.encoders.items()}
@@ -70,6 +78,22 @@ class TrainingData:
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by running workers
         self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
         self.lengths: dict[str, Tensor] = {}  # of the train rows, by column
+
+    def tasks_of(self, split: str, rows: Rows) -> dict[str, Task]:
+        """The tasks that the rows of a split must have labels for, or may say so.
+
+        None of unlabelled rows; of the source at least one.
+        """
+        if split == "unlabelled":
+            return {}
+        found = columns_of(rows)
+        if split == "source" and not any(name in found for name in self.model.tasks):
+            raise ValueError(
+                f"the source rows have no column of the tasks {list(self.model.tasks)}; found "
+                f"{found}"
+            )
+        optional = set(self.model.tasks) if split == "source" else self.elsewhere
+        return {n: t for n, t in self.model.tasks.items() if n in found or n not in optional}
 
     def begin_phase(self) -> None:
         """Forget the loaders, and the stores of what trains now; fill those of what is frozen."""
@@ -119,11 +143,32 @@ class TrainingData:
             batches = TrainBatches(len(rows), options.batch_size, options.seed, *parts, order)
         return self._loader("train", rows, batches), batches
 
+    def beside(
+        self, windows: Iterator[list[Batch]], step: int, accumulation: int
+    ) -> Iterator[list[Batch]]:
+        """Windows from a step of the run on, with the unlabelled rows that a method needs."""
+        if "unlabelled" not in self.strategy.needs:
+            yield from windows
+            return
+        rows, options, state = self.splits["unlabelled"], self.options, self.accelerator
+        parts = (accumulation, state.process_index, state.num_processes)
+        size = min(options.batch_size, len(rows))
+        batches = EndlessBatches(len(rows), max(size, parts[0] * parts[2]), options.seed, *parts)
+        batches.start = step
+        loader = self._loader("unlabelled", rows, batches)
+        others = read_windows(loader, accumulation, self.progress.line)
+        with closing(others):  # type: ignore[type-var]
+            for window in windows:
+                for batch, other in zip(window, next(others), strict=True):
+                    batch.unlabelled = other
+                    self._note_unreadable("unlabelled", other.unreadable)
+                yield window
+
     def evaluation_loader(self, split: str, rows: Rows) -> Any:
         """A loader of all rows in order; for a split of the run it is made once per phase."""
         known = self.splits.get(split) is rows  # other rows may come under any name
         if not known:
-            check_rows(rows, self.model.encoders, self.model.tasks, split)
+            check_rows(rows, self.model.encoders, self.tasks_of(split, rows), split)
         if known and split in self.loaders:
             return self.loaders[split]
         size = self.options.evaluation_batch_size
@@ -191,8 +236,9 @@ class TrainingData:
             if known and (split, name) in self.stores:
                 stores[name] = self.stores[split, name]
             elif depth is not None and (known or not depth):
-                views = self.options.feature_views if split == "train" else 0
-                if depth and split == "train" and self._values_change(name, views):
+                trained_on = split in ("train", "unlabelled")
+                views = self.options.feature_views if trained_on else 0
+                if depth and trained_on and self._values_change(name, views):
                     continue
                 stores[name] = self._store(name, rows, split, depth, views, known)
                 if known:
@@ -233,7 +279,9 @@ class TrainingData:
         return stores[0] if change is None else StoredViews(stores, self.epoch)
 
     def _used(self, rows: Rows) -> Stream:
-        return as_stream(rows).select_columns([*self.model.encoders, *self.model.tasks])
+        stream = as_stream(rows)
+        used = (*self.model.encoders, *self.model.tasks)
+        return stream.select_columns([name for name in used if name in stream.column_names])
 
     def _loader(
         self, split: str, rows: Rows, batches: Sampler[list[int]] | IterableDataset[Any]
@@ -244,10 +292,10 @@ class TrainingData:
         trained = {n for n, e in model.encoders.items() if training and is_trainable(e)}
         collate = Collate(
             model.encoders,
-            model.tasks,
+            {} if split == "unlabelled" else model.tasks,
             split=split,
             on_error=options.on_error,
-            methods=self.strategy.methods if training else (),
+            methods=self.strategy.methods if split == "train" and training else (),
             augment={n: change for n, change in self.augment.items() if n in trained},
             seed=options.seed,
             spare=self._spare(stores) if training and self.accelerator.is_fsdp2 else None,
@@ -257,7 +305,8 @@ class TrainingData:
         if isinstance(batches, IterableDataset):  # it makes the batches by itself
             source: dict[str, Any] = {"dataset": batches, "batch_size": None}
         else:
-            numbered = NumberedRows(rows, [*model.encoders, *model.tasks], stores)
+            columns = [*model.encoders, *self.tasks_of(split, rows)]
+            numbered = NumberedRows(rows, columns, stores)
             source = {"dataset": numbered, "batch_sampler": batches}
         return DataLoader(
             **source,

@@ -80,6 +80,15 @@ class Optimisation:
         if options.compile:
             compile_encoders(model, "repeated_backward" in strategy.needs)
         self.model: nn.Module
+        # By themselves, replicated: they are no part of what DDP and FSDP see in a forward pass.
+        self.companions = [
+            p for m in strategy.methods if m.module is not None for p in m.module.parameters()
+        ]
+        self.own = None
+        if self.companions:
+            decay = phase.weight_decay
+            self.own = torch.optim.AdamW(self.companions, lr=phase.lr, weight_decay=decay)
+            self.own_curve = rate_curve(phase, steps), phase.lr
         if is_sharded(model):  # by an earlier phase: it stays so
             self.model, self.optimizer = model, accelerator.prepare_optimizer(inner)
         else:
@@ -97,7 +106,10 @@ class Optimisation:
         self.trained = [part for part in parts if part]
         alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
         # A method that acts on the loss may ask for gradients, and expects dense ones.
-        plain = all(type(method).on_loss is Method.on_loss for method in strategy.methods)
+        plain = all(
+            type(method).on_loss is Method.on_loss and "second_pass" not in method.needs
+            for method in strategy.methods
+        )
         self.tables = embedding_tables(model) if alone and plain and not options.compile else []
 
     def step(self, window: list[Batch], number: int) -> Step:
@@ -108,16 +120,27 @@ class Optimisation:
             for k, batch in enumerate(window):
                 batch.shares = shares
                 total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
-        for name in self._absent_everywhere(window):
-            self.plain.encoders[name].zero_grad(set_to_none=True)
+        self._drop_absent(window)
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
+        self._average_companions()
+
+        def again() -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            for parameter in self.companions:
+                parameter.grad = None
+            for k, batch in enumerate(window):
+                self._backward(batch, counts, len(window), last=k == len(window) - 1)
+            self._drop_absent(window)
+            self._average_companions()
+
         for method in self.strategy.methods:
-            method.on_gradients(self.plain)
+            method.on_gradients(self.plain, again)
         wrong = self._clip()
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:
+            self._step_companions()
             self.scheduler.step()
         for method in self.strategy.methods:
             method.on_weights(self.plain, number)
@@ -130,11 +153,17 @@ class Optimisation:
         batch = batch.to(self.accelerator.device, non_blocking=True)
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
             with self.accelerator.autocast():
-                outputs = self.model(batch.inputs, len(batch))
-            share = loss = self._task_loss(outputs, batch, counts)
+                # FSDP moves all tensors that it finds in an argument; it must find none needlessly.
+                unlabelled = () if batch.unlabelled is None else (batch.unlabelled,)
+                outputs = self.model(batch.inputs, len(batch), *unlabelled)
+            losses = self._task_losses(outputs, batch, counts)
+            share = torch.stack(list(losses.values())).sum()
             # Blown up to the size of a whole loss, so that what a method adds weighs the same
             # however many parts the step has.
-            loss = loss * (parts * self.accelerator.num_processes)
+            whole = parts * self.accelerator.num_processes
+            outputs.losses = {name: one * whole for name, one in losses.items()}
+            batch.counts = {name: count / whole for name, count in counts.items()}
+            loss = share * whole
             for method in self.strategy.methods:
                 loss = method.on_loss(loss, self.plain, batch, outputs)
             self.accelerator.backward(loss / parts)  # averaged over processes by DDP
@@ -158,12 +187,37 @@ class Optimisation:
             self.optimizer.zero_grad(set_to_none=True)
         return wrong
 
-    def _task_loss(self, outputs: Outputs, batch: Batch, counts: Mapping[str, Tensor]) -> Tensor:
-        losses = [
-            task.weight * task.loss(outputs.logits[name], batch.targets[name]).sum() / counts[name]
+    def _task_losses(
+        self, outputs: Outputs, batch: Batch, counts: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """This micro-batch's share of the loss of each task, times the task's weight."""
+        return {
+            name: task.weight
+            * task.loss(outputs.logits[name], batch.targets[name]).sum()
+            / counts[name]
             for name, task in self.plain.tasks.items()
-        ]
-        return torch.stack(losses).sum()
+        }
+
+    def _average_companions(self) -> None:
+        """Gradients of what methods train, over processes, unscaled."""
+        scaler = self.accelerator.scaler
+        for parameter in self.companions:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if scaler is not None:
+                parameter.grad /= scaler.get_scale()
+            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
+    def _step_companions(self) -> None:
+        if self.own is None:
+            return
+        curve, lr = self.own_curve
+        if self.options.clip:
+            nn.utils.clip_grad_norm_(self.companions, self.options.clip)
+        for group in self.own.param_groups:
+            group["lr"] = lr * curve(self.scheduler.last_epoch)
+        self.own.step()
+        self.own.zero_grad(set_to_none=True)
 
     def _labelled_rows(self, window: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the rows of a step weigh per task, over micro-batches and processes, 1 if none.
@@ -185,6 +239,10 @@ class Optimisation:
         parts = len(window) * self.accelerator.num_processes
         shares = {n: c[1:] / parts for n, c in zip(tasks, counts, strict=True)} if demanded else {}
         return {n: c[0] for n, c in zip(tasks, counts, strict=True)}, shares
+
+    def _drop_absent(self, window: list[Batch]) -> None:
+        for name in self._absent_everywhere(window):
+            self.plain.encoders[name].zero_grad(set_to_none=True)
 
     def _absent_everywhere(self, window: list[Batch]) -> list[str]:
         """With FSDP, the modalities that no process has in this step: stand-ins gave them zeros.
@@ -208,6 +266,7 @@ class Optimisation:
             "optimizer": optimizer_state(self.plain, self.optimizer.optimizer),
             "schedule": self.scheduler.last_epoch,
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "companions": self.own.state_dict() if self.own is not None else None,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -221,6 +280,8 @@ class Optimisation:
         self.scheduler._last_lr = rates
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        if self.own is not None:
+            self.own.load_state_dict(state["companions"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

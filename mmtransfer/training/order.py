@@ -66,7 +66,8 @@ def choose_order(
     if options.order == "length":
         return LengthGrouped(lengths_of(rows, model, lengths), options.batch_size, options.seed)
     if hasattr(rows, "blocks"):
-        resident = rows.select_columns([*model.encoders, *model.tasks]).resident
+        used = [n for n in (*model.encoders, *model.tasks) if n in rows.column_names]
+        resident = rows.select_columns(used).resident
         if resident < len(rows.blocks) - 1:
             # Half of what stays in memory: a batch may begin in one window and end in the next.
             return BlockShuffled(rows.blocks, options.seed, max(1, resident // 2))

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from mmtransfer.data.parquet import ParquetRows
-from mmtransfer.data.rows import Rows, fingerprint_column
+from mmtransfer.data.rows import Rows, columns_of, fingerprint_column
 from mmtransfer.data.stream import as_stream, is_stream
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.processes import machines
@@ -113,6 +113,7 @@ def _fingerprints(data: Mapping[str, Rows], columns: Iterable[str]) -> dict[str,
         elif isinstance(rows, ParquetRows) and rows.size > LARGE:
             found[split] = {"rows": len(rows), "footers": rows.outline()}
         else:
-            digests = {name: fingerprint_column(rows, name) for name in names}
+            there = set(columns_of(rows))  # rows need not have labels for every task
+            digests = {name: fingerprint_column(rows, name) for name in names if name in there}
             found[split] = {"rows": len(rows)} | digests
     return found

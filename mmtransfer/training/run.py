@@ -76,6 +76,9 @@ def run(
 ) -> dict[str, Any]:
     """Train on `data["train"]`, choose on "validation", report on "test"; -> the metrics.
 
+    With rows of the "source", whose tasks the model has too, metrics tell of before and after.
+    Methods that need them look at rows "unlabelled", whose labels nobody reads.
+
     With an output directory: `model/`, `metrics.json`, `config.yaml` of the arguments, `run.json`
     of the surroundings, `training.csv`, `checkpoints/` and the trackers' logs.  Data, model and
     options are checked before anything is replaced or written.
@@ -90,7 +93,9 @@ def run(
         if output is not None:
             check_output(output, overwrite, resume)
         validation = data.get("validation")
-        trainer = Trainer(model, data["train"], validation, strategy, options, output, title, stop)
+        trainer = Trainer(
+            model, data["train"], validation, strategy, options, output, title, stop, data
+        )
         return _run(trainer, data, arguments or {}, resume, started)
 
 
@@ -106,7 +111,8 @@ def _run(
     parameters = sum(p.numel() for p in own)
     with closing(trainer):
         if "test" in data:
-            check_rows(data["test"], model.encoders, model.tasks, "test")
+            rows = data["test"]
+            check_rows(rows, model.encoders, trainer.data.tasks_of("test", rows), "test")
         if output is not None:
             trainer.fingerprints = fingerprints(data, [*model.encoders, *model.tasks])
             if resume:
@@ -123,6 +129,9 @@ def _run(
             for split in ("validation", "test")
             if split in data
         }
+        if "source" in data:  # forgetting: what the model could do there before, and now
+            after = trainer.evaluate(data["source"], "source")
+            metrics["source"] = {"before": trainer.before, "after": after}
         state = trainer.accelerator
         metrics |= {
             "seconds": time.perf_counter() - started,

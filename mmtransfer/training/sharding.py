@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mmtransfer.methods.base import Method
+from mmtransfer.model import TransferModel
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -47,6 +50,23 @@ def load_whole(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     for name, tensor in state.items():
         fill(own[name], tensor)
+
+
+@contextmanager
+def averaged(model: TransferModel, methods: Iterable[Method]) -> Iterator[bool]:
+    """With the weights that methods want to be judged by, if any; -> whether there are any."""
+    chosen = {n: t for method in methods for n, t in method.averaged(model).items()}
+    own = model.state_dict()
+    kept = {name: own[name].detach().clone() for name in chosen}
+    with torch.no_grad():
+        for name, tensor in chosen.items():
+            own[name].copy_(tensor)
+    try:
+        yield bool(chosen)
+    finally:
+        with torch.no_grad():
+            for name, tensor in kept.items():
+                own[name].copy_(tensor)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from mmtransfer.training.checkpoint import (
 from mmtransfer.training.data import TrainingData
 from mmtransfer.training.identity import digest_of, identity, setting
 from mmtransfer.training.log import Log, summary
+from mmtransfer.training.look import LookAtData
 from mmtransfer.training.optimisation import Optimisation, Step, not_finite
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.progress import Progress
@@ -41,11 +42,12 @@ from mmtransfer.training.setup import (
     make_accelerator,
     share_buffers,
 )
-from mmtransfer.training.sharding import is_sharded, load_whole, resharded, state_of
+from mmtransfer.training.sharding import averaged, is_sharded, load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
 
-COUNTED = ("seconds", "skipped_steps")
+COUNTED = ("seconds", "skipped_steps", "before")
+FURTHER = ("unlabelled", "source")
 LOOK_STEPS, LOOK_SECONDS = 20, 2.0  # a look at the loss waits for the device: not at every step
 
 
@@ -82,7 +84,12 @@ class Trainer:
         output: Path | None = None,
         title: str = "",
         stop: StopSignal | None = None,
+        further: Mapping[str, Rows] | None = None,
     ) -> None:
+        """
+        further: rows "unlabelled" of the target, for methods that need them, and labelled rows of
+            the "source", on which `before` and `fit` tell what is forgotten
+        """
         self.model, self.strategy = model, strategy
         self.options = options or TrainingOptions()
         self.output = output
@@ -91,10 +98,15 @@ class Trainer:
         self.progress = Progress(shown, title)
         self.stop = stop or StopSignal()
         splits = {"train": train} | ({} if validation is None else {"validation": validation})
+        splits |= {name: rows for name, rows in (further or {}).items() if name in FURTHER}
+        if "unlabelled" not in strategy.needs:
+            splits.pop("unlabelled", None)
         self.data = TrainingData(
             model, splits, strategy, self.options, self.accelerator, self.progress, self.stop
         )
-        check_plan(strategy, model, self.options.seed)
+        check_plan(strategy, model, self.options.seed, splits)
+        if "second_pass" in strategy.needs and self.options.precision == "fp16":
+            raise ValueError("a method that goes through a step twice cannot scale fp16 losses")
         self._provide(strategy.needs)
         self.fingerprints: Mapping[str, Mapping[str, Any]] = {}  # of the data, once they are known
         self.saved: Checkpoint | None = None  # taken up, but not all of it yet
@@ -106,6 +118,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.losses: list[float] = []  # of every step
         self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.before: dict[str, dict[str, float]] = {}  # metrics on the source, before training
         self.best_score, self.best_state = -math.inf, dict[str, Tensor]()
         self.trained: set[str] = set()  # parameters that any phase so far trains
         self.frozen = ""  # digest of the others
@@ -123,6 +136,12 @@ class Trainer:
         if demanded and is_sharded(self.model):
             raise ValueError("FSDP has split the model in an earlier run: load it anew")
         self.model.provide(demanded, self.options.seed)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(self.options.seed)  # the same on all processes
+            for method in self.strategy.methods:
+                method.build(self.model)
+                if method.module is not None:
+                    method.module.to(self.accelerator.device)
 
     @property
     def step(self) -> int:
@@ -172,6 +191,8 @@ class Trainer:
         self.data.begin_phase()
         if number == 0:
             self.model.standardise(self.data.statistics())
+        if number == 0 and saved is None:
+            self._begin()
         loader, batches = self.data.train_loader(self.accumulation)
         steps = phase.epochs * batches.steps
         self.optimisation = Optimisation(
@@ -185,6 +206,7 @@ class Trainer:
             while self.position.step < batches.steps:
                 batches.epoch, batches.start = len(self.history), self.position.step
                 read = self.data.windows("train", loader, self.accumulation)
+                read = self.data.beside(read, self.step, self.accumulation)
                 try:
                     shown = self.progress.track(read, title, batches.steps, batches.start)
                     self._run_steps(shown, batches.steps)
@@ -201,6 +223,15 @@ class Trainer:
         give_back_memory()
         self.position = Position(number + 1)
         self.checkpoint()
+
+    def _begin(self) -> None:
+        """What is looked at once, before the first step."""
+        if "source" in self.data.splits:
+            self.before = self.evaluate(self.data.splits["source"], "source")
+        look = LookAtData(self.model, self.data, self.accelerator)
+        with torch.random.fork_rng(devices=()):
+            for method in self.strategy.methods:
+                method.begin(self.model, look)
 
     def _run_steps(self, windows: Iterable[list[Batch]], steps: int) -> None:
         """The rest of an epoch of so many steps; now and then a look at the losses."""
@@ -278,16 +309,17 @@ class Trainer:
         }
         share_buffers(self.model, self.accelerator)
         score = -math.inf
-        if "validation" in self.data.splits:
-            record["validation"] = self.evaluate(self.data.splits["validation"], "validation")
-            score = self.score(record["validation"])
-            where = {"phase": record["phase"], "epoch": len(self.history) + 1}
-            self.log.epoch(self.step, where, record["validation"])
-        self.history.append(record)
-        # Of equal epochs the later one, which has seen more; without labels simply the last.
-        if score >= self.best_score:
-            self.best_score = score
-            self._keep_best()
+        with averaged(self.model, self.strategy.methods) as replaced:
+            if "validation" in self.data.splits:
+                record["validation"] = self.evaluate(self.data.splits["validation"], "validation")
+                score = self.score(record["validation"])
+                where = {"phase": record["phase"], "epoch": len(self.history) + 1}
+                self.log.epoch(self.step, where, record["validation"])
+            self.history.append(record)
+            # Of equal epochs the later one, which has seen more; without labels simply the last.
+            if score >= self.best_score:
+                self.best_score = score
+                self._keep_best(replaced)
         now = self.position
         self.position = Position(
             now.phase,
@@ -296,8 +328,8 @@ class Trainer:
             stale=0 if score > now.best else now.stale + 1,
         )
 
-    def _keep_best(self) -> None:
-        if "validation" in self.data.splits:  # else the last weights are the best
+    def _keep_best(self, replaced: bool = False) -> None:
+        if replaced or "validation" in self.data.splits:  # else the last weights are the best
             self.best_state |= self._trained_state()
 
     def _worn_out(self) -> bool:
@@ -329,6 +361,10 @@ class Trainer:
             "position": asdict(self.position),
             "optimisation": self.optimisation.state() if self.optimisation else None,
             "methods": [method.state_dict() for method in self.strategy.methods],
+            "modules": [
+                None if method.module is None else method.module.state_dict()
+                for method in self.strategy.methods
+            ],
             "accumulation": self.accumulation,
             "trained": sorted(self.trained),
             "frozen": self.frozen,
@@ -374,8 +410,11 @@ class Trainer:
         self.losses, self.best_score = state["losses"].tolist(), state["best_score"]
         for name in COUNTED:
             setattr(self, name, state[name])
-        for method, kept in zip(self.strategy.methods, state["methods"], strict=True):
-            method.load_state_dict(kept)
+        kept = zip(self.strategy.methods, state["methods"], state["modules"], strict=True)
+        for method, known, weights in kept:
+            method.load_state_dict(known)
+            if method.module is not None:
+                method.module.load_state_dict(weights)
 
     def _restore(self, saved: Checkpoint) -> None:
         """Optimiser, schedule and random state; last of all, so that nothing draws in between."""

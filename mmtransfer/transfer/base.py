@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +15,15 @@ from mmtransfer.registry import check_options, nearest, strategies
 
 SCHEDULES = ("cosine", "constant")
 #: what a method may need: outputs of the model, and what phases and data must be like
-NEEDS = (*ON_DEMAND, "trained_encoders", "numbered_rows", "repeated_backward")
+NEEDS = (
+    *ON_DEMAND,
+    "trained_encoders",
+    "numbered_rows",
+    "repeated_backward",
+    "second_pass",
+    "source",
+)
+SPLIT_NEEDS = ("unlabelled", "source")
 
 
 @dataclass(frozen=True)
@@ -134,13 +142,21 @@ class Strategy:
         }
 
 
-def check_plan(strategy: Strategy, model: TransferModel, seed: int = 0) -> None:
-    """Raise `ValueError` for a phase or method that names what the model does not have."""
+def check_plan(
+    strategy: Strategy, model: TransferModel, seed: int = 0, splits: Collection[str] = ()
+) -> None:
+    """Raise `ValueError` for a phase or method that names what model or data do not have."""
     for phase in strategy.phases:
         phase.check(model)
     kinds = {name: encoder.modality for name, encoder in model.encoders.items()}
     for method in strategy.methods:
         check_needs(method, strategy)
+        for split in SPLIT_NEEDS:
+            if split in method.needs and split not in splits:
+                raise ValueError(
+                    f"{type(method).__name__} needs rows of a split {split!r}, and there is none; "
+                    f"found {', '.join(splits)}"
+                )
         method.on_rows([], RowContext(seed, 0, list(model.encoders), kinds))
 
 

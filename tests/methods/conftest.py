@@ -24,7 +24,7 @@ class Look(Method):
     def __init__(self) -> None:
         self.seen: list[dict[str, torch.Tensor | None]] = []
 
-    def on_gradients(self, model):
+    def on_gradients(self, model, again):
         found = {n: p.grad for n, p in model.named_parameters()}
         self.seen.append({n: None if g is None else g.clone() for n, g in found.items()})
 

@@ -22,7 +22,7 @@ class Spoil(Method):
         self.rows.append(batch.index.tolist())
         return loss
 
-    def on_gradients(self, model):
+    def on_gradients(self, model, again):
         self.calls += 1
         if self.calls == self.at:
             model.heads["product"].weight.grad.view(-1)[0] = float("inf")

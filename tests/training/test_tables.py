@@ -66,7 +66,7 @@ class Look(Method):
     def __init__(self) -> None:
         self.found: list[bool] = []
 
-    def on_gradients(self, model):
+    def on_gradients(self, model, again):
         table = max(embedding_tables(model), key=lambda t: t.num_embeddings)
         self.found.append(table.weight.grad.is_sparse)
 

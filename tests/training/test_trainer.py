@@ -159,7 +159,7 @@ def test_lp_ft_freezes_first_and_then_trains_all(products):
     seen = []
 
     class Spy(Method):
-        def on_gradients(self, model):
+        def on_gradients(self, model, again):
             encoder = model.encoders["image"]
             seen.append(any(p.grad is not None for p in encoder.parameters()))
 
@@ -321,7 +321,7 @@ def test_a_penalty_weighs_the_same_however_the_step_is_cut(products, accumulatio
     gradients = []
 
     class Look(Method):
-        def on_gradients(self, model):
+        def on_gradients(self, model, again):
             gradients.append(model.heads["product"].weight.grad.clone())
 
     strategy = Strategy([Phase(1, lr=1e-3)], [Pull(), Look()])
