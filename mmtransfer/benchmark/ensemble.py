@@ -149,9 +149,10 @@ def _train(
     for _ in range(steps):
         drawn = [draw.step() for draw in draws]
         if len(seeds) == 1:
-            one = ({n: p[0] for n, p in parameters.items()}, {n: b[0] for n, b in buffers.items()})
+            # Views, whose gradients are views too; those of indexing are copies.
+            one = [{n: t.squeeze(0) for n, t in of.items()} for of in (parameters, buffers)]
             tokens, masks, drops, rows = drawn[0]
-            logits = {n: z[None] for n, z in forward(*one, tokens, masks, drops).items()}
+            logits = {n: z[None] for n, z in forward(one[0], one[1], tokens, masks, drops).items()}
         else:
             tokens, masks, drops, rows = stacked(drawn)
             logits = vmap(forward)(parameters, buffers, tokens, masks, drops)
@@ -244,8 +245,8 @@ def clip_each(gradients: Sequence[Tensor], largest: float) -> None:
     """Clip the gradient norm of each seed, the first dimension, in place."""
     if not largest:
         return
-    squares = torch.stack([g.flatten(1).pow(2).sum(1) for g in gradients]).sum(0)  # (S,)
-    scale = (largest / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+    scale = (largest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)  # (S,)
     for gradient in gradients:
         gradient.mul_(scale.reshape(-1, *[1] * (gradient.ndim - 1)))
 
