@@ -19,13 +19,12 @@ weaker modality and the joint accuracy by more than the interval of the differen
 from __future__ import annotations
 
 import itertools
-import math
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +38,7 @@ from mmtransfer.cli import command
 from mmtransfer.data.av_digits import av_digits
 from mmtransfer.data.collate import Collate
 from mmtransfer.encoders.decoding import decode_audio, decode_image
+from mmtransfer.evaluation.statistics import interval
 from mmtransfer.methods.base import build_method
 from mmtransfer.training.run import build_model
 
@@ -218,15 +218,6 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[
                 "gain_interval": interval(gains),
             }
     return summary
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return math.nan
-    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def costs_of(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:

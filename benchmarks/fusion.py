@@ -58,7 +58,7 @@ def main(
 
     Args:
         set: "retail", "av_digits" or "embedded"
-        fusions: names, by default all
+        fusions: names, by default all; options may follow: "bottleneck?bottlenecks=16"
         seeds: repetitions of each
         jobs: processes, by default one per core
         work: directory for features and what is done so far, by default runs/fusion-SET

@@ -47,7 +47,8 @@ def fusion_benchmark(
         data: directory with train, val and test parquet files, or hub id; by default embedded data
         encoders: specification by input column; by default tiny ones, pretrained on embedded data
         tasks: what to learn, by target column, the main one first
-        fusions: names, by default all (see `mmtransfer fusions`)
+        fusions: names, by default all (see `mmtransfer fusions`), perhaps with options:
+            "bottleneck?bottlenecks=8"
         output: directory for results, pictures and what is done so far
         width: of the fused vector
         token_width: of fusions on tokens

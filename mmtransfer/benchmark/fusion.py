@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mmtransfer.benchmark.cells import Cell, run_cells
 from mmtransfer.benchmark.ensemble import Recipe
+from mmtransfer.encoders.base import parse_spec
 from mmtransfer.evaluation.charts import mean
-from mmtransfer.registry import fusions
+from mmtransfer.registry import check_options, fusions
 
 #: members of a family, where its options choose between published methods
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -81,12 +82,15 @@ class Plan:
 def members_of(chosen: Sequence[str] | None = None, **options: Any) -> dict[str, dict[str, Any]]:
     """Specifications of the chosen fusions, by default of all registered ones, by label.
 
-    Raises `ValueError` for an unknown name, with the nearest valid one.
+    chosen: names, perhaps with options of their own: `bottleneck?bottlenecks=8`
+    Raises `ValueError` for an unknown name or option, with the nearest valid one.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in chosen or fusions.names():
-        fusions.get(name)
-        for label, own in VARIANTS.get(name, {name: {}}).items():
+    for spec in chosen or fusions.names():
+        name, _, given = parse_spec(spec)
+        check_options(fusions.get(name), given, f"fusion {name!r}")
+        variants = {spec: given} if given else VARIANTS.get(name, {name: {}})
+        for label, own in variants.items():
             found[label] = {"name": name, **options, **own}
     return found
 

@@ -202,3 +202,11 @@ def test_what_is_left_out_is_absent_and_noise_is_of_the_level_that_is_said() -> 
         noisy(rows, "sound", 0.5, scale).features["sound"].tokens,
         disturbed.features["sound"].tokens,
     )
+
+
+def test_options_follow_the_name_of_a_fusion():
+    found = members_of(["concat", "bottleneck?bottlenecks=9"], dropout=0.2)
+    assert found["bottleneck?bottlenecks=9"]["bottlenecks"] == 9
+    assert found["concat"] == {"name": "concat", "dropout": 0.2}
+    with pytest.raises(ValueError, match="bottleneks.*mean 'bottlenecks'"):
+        members_of(["bottleneck?bottleneks=9"])
