@@ -34,7 +34,7 @@ def fusion_benchmark(
     seeds: int = 5,
     tuning_seeds: int = 1,
     pooled: Recipe = Recipe(),  # noqa: B008 - jsonargparse reads it
-    tokens: Recipe = Recipe(epochs=12),  # noqa: B008
+    tokens: Recipe = Recipe(epochs=10),  # noqa: B008
     jobs: int = 0,
     cache: str | None = None,
     train_rows: int | None = None,
