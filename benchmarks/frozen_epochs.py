@@ -34,6 +34,8 @@ from mmtransfer.training.run import build_model
 
 TASKS = {"product": "classification", "category": "classification"}
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
+#: of the loss.  Convolutions of another number of rows are rounded in another way, which Adam
+#: amplifies: the last batch of an epoch holds other rows than that of encoding.
 SAME_LOSS = 1e-5
 LIMITS = {"probe": 8.0, "second run": 50.0, "prefix": 2.5}
 
@@ -111,7 +113,7 @@ def prefix(model: TransferModel, rows: Any, epochs: int) -> dict[str, Any]:
         stored = fit(model, rows, phase, cache)
         size = sum(f.stat().st_size for f in Path(cache).rglob("*") if f.is_file())
     plain = fit(model, rows, phase, None)
-    gap = max(abs(a - b) for a, b in zip(stored["losses"], plain["losses"], strict=True))
+    pairs = list(zip(stored["losses"], plain["losses"], strict=True))
     # The first epoch also warms up; before it the activations are computed.
     later = {n: sum(r["epochs"][1:]) for n, r in (("stored", stored), ("plain", plain))}
     return {
@@ -119,7 +121,8 @@ def prefix(model: TransferModel, rows: Any, epochs: int) -> dict[str, Any]:
         "plain": plain,
         "stored": stored,
         "ratio": later["plain"] / later["stored"],
-        "loss_gap": gap,
+        "loss_gap": max(abs(a - b) for a, b in pairs),
+        "relative_gap": max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs),
         "megabytes": size / 1e6,
     }
 
@@ -163,8 +166,8 @@ def main(
         "prefix": cases["prefix"]["ratio"],
     }
     failures = [f"{n}: {found[n]:.1f} times, below {k}" for n, k in LIMITS.items() if found[n] < k]
-    if cases["prefix"]["loss_gap"] > SAME_LOSS:
-        failures.append(f"prefix: losses differ by {cases['prefix']['loss_gap']:.2g}")
+    if cases["prefix"]["relative_gap"] > SAME_LOSS:
+        failures.append(f"prefix: losses differ by {cases['prefix']['relative_gap']:.2g} of them")
     decide(failures if encoders else [])
 
 
@@ -188,7 +191,8 @@ def show(cases: dict[str, Any], title: str) -> None:
     line("top quarter, from raw values", found["plain"])
     line("top quarter, from activations", found["stored"], f"{found['ratio']:.1f} (later epochs)")
     Console().print(table)
-    print(f"largest gap of the losses: {found['loss_gap']:.2g}; {found['megabytes']:.0f} MB stored")
+    gaps = f"{found['loss_gap']:.2g}, {found['relative_gap']:.2g} of the loss"
+    print(f"largest gap of the losses: {gaps}; {found['megabytes']:.0f} MB stored")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ class KeywordTransformer(Encoder):
         return Features(*join_windows(x, mask, inputs["windows"]))
 
     def above(self, depth: int, activations: Features) -> Features:
-        x, _, windows = part_windows(activations, self.stem.position.shape[1])
+        x, _, windows, _ = part_windows(activations, self.stem.position.shape[1])
         for block in self.blocks[depth - 1 :]:
             x = block(x)
         return self._joined(x, windows)
