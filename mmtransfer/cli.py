@@ -54,21 +54,46 @@ def _functions(components: Any) -> list[Callable[..., Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `mmtransfer` command."""
+    given = sys.argv[1:] if arguments is None else arguments
     commands = {
         "encoders": encoders,
         "fusions": fusions,
         "tasks": tasks,
         "strategies": strategies,
+        "methods": methods,
         "predict": predict,
         "rerun": rerun,
+        "benchmark": {
+            "_help": "Compare fusions on the features of frozen encoders.",
+            "fusion": benchmark_fusion(given),
+        },
         "cache": {
             "_help": "Look at the stored features of frozen encoders, check or remove them.",
             "list": cache_list,
             "verify": cache_verify,
             "prune": cache_prune,
         },
+        "data": {
+            "_help": "Build the data sets of the benchmarks, and tell data sets by their checksum.",
+            "retail": data_retail,
+            "av-digits": data_av_digits,
+            "checksum": data_checksum,
+        },
     }
-    command(commands, "mmtransfer", arguments)
+    command(commands, "mmtransfer", given)
+
+
+def benchmark_fusion(arguments: list[str]) -> Callable[..., None]:
+    """The benchmark where it is asked for: its options come from classes that import torch."""
+    if arguments[:1] == ["benchmark"]:
+        from mmtransfer.benchmark.command import fusion_benchmark
+
+        return fusion_benchmark
+
+    def fusion() -> None:
+        """Compare fusions: accuracy, calibration, missing modalities, noise."""
+
+    return fusion
 
 
 def encoders() -> None:
@@ -90,6 +115,11 @@ def tasks() -> None:
 def strategies() -> None:
     """List the strategies."""
     _list("strategies")
+
+
+def methods() -> None:
+    """List the methods of the training loop."""
+    _list("methods")
 
 
 def predict(
@@ -206,6 +236,65 @@ def cache_prune(
         return
     _print_stores(gone)
     print(f"{len(gone)} {'would be ' if dry_run else ''}removed, {_size(total)}")
+
+
+def data_retail(checkout: Path, output: Path, seed: int = 0, overwrite: bool = False) -> None:
+    """Build photos, shelf labels and spoken requests of groceries; needs espeak-ng.
+
+    Args:
+        checkout: directory of a git checkout of the public Grocery Store Dataset
+        output: directory for the parquet files
+        seed: of labels, voices and noise
+        overwrite: replace a data set that lies there
+    """
+    from mmtransfer.data.retail import write_retail
+
+    _print_set(output, write_retail(checkout, output, seed, overwrite))
+
+
+def data_av_digits(
+    output: Path,
+    mnist: str | None = None,
+    fsdd: str | None = None,
+    seed: int = 0,
+    energy: float = 0.25,
+    snr: float | tuple[float, float] = (-16.0, -4.0),
+    overwrite: bool = False,
+) -> None:
+    """Build pairs of a blurred picture and a noisy recording of the same digit.
+
+    Args:
+        output: directory for the parquet files
+        mnist: directory or hub id of the pictures, by default MNIST from the hub
+        fsdd: directory or hub id of the recordings, by default FSDD from the hub
+        seed: of the validation split, the pairing and the noise
+        energy: share of the pictures' variance that is kept, up to 1
+        snr: voice to noise in dB, or [lowest, highest]
+        overwrite: replace a data set that lies there
+    """
+    from mmtransfer.data.av_digits import FSDD, MNIST, write_av_digits
+
+    sources = mnist or MNIST, fsdd or FSDD
+    _print_set(output, write_av_digits(output, *sources, seed, energy, snr, overwrite))
+
+
+def data_checksum(source: str) -> None:
+    """Number of rows and checksum of a data set: which one was used?
+
+    Args:
+        source: directory or hub id
+    """
+    from mmtransfer.data.checksum import checksum
+    from mmtransfer.data.rows import load_rows
+
+    splits = load_rows(source)
+    rows = {split: len(found) for split, found in splits.items()}
+    _print_set(source, {"rows": rows, "checksum": checksum(splits)})
+
+
+def _print_set(where: str | Path, about: dict[str, Any]) -> None:
+    counts = ", ".join(f"{split} {count}" for split, count in about["rows"].items())
+    print(f"{where}: {counts} rows, checksum {about['checksum']}")
 
 
 def _print_stores(stores: list[dict[str, Any]]) -> None:

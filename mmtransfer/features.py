@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -36,6 +37,13 @@ def draw_key(index: int) -> tuple[int, ...]:
 def row_number(index: int) -> int:
     """The row that an index of a batch stands for; that of a filler is negative, `~row`."""
     return max(index, ~index)
+
+
+@dataclass(frozen=True)
+class Held:
+    """In place of a target: the row is kept out of training, its target is only looked at."""
+
+    target: Any
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,10 @@ class Features:
         """The same features with T = 1."""
         return Features(self.pooled()[:, None], self.present[:, None])
 
+    def hidden(self) -> Features:
+        """The same rows without this modality."""
+        return Features(self.tokens, torch.zeros_like(self.mask))
+
     def first(self, count: int) -> Features:
         return Features(self.tokens[:count], self.mask[:count])
 
@@ -190,13 +202,29 @@ class Fused:
 
 @dataclass
 class Outputs:
-    """What the model gives: `logits {task: (B, C)}` and `weights (B, M)` or None."""
+    """What the model gives: `logits {task: (B, C)}` and `weights (B, M)` or None.
+
+    Only in training, and only where a method needs them (see `TransferModel.provide`), by task:
+
+    unimodal: (B, M, C) logits of a head on each modality by itself, trained through the encoder
+    unimodal_detached: the same logits, whose gradient stays in these heads
+    subsets: (B, 2^M - 2, C) logits with only some modalities present, in the order of
+        `proper_subsets`, without gradient
+    """
 
     logits: dict[str, Tensor]
     weights: Tensor | None = None
+    unimodal: dict[str, Tensor] | None = None
+    unimodal_detached: dict[str, Tensor] | None = None
+    subsets: dict[str, Tensor] | None = None
 
 
 torch.export.register_dataclass(Outputs)  # FSDP hangs its work on the tensors that it finds
+
+
+def proper_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """The subsets of M modalities but the empty one and the whole, small ones first."""
+    return [s for k in range(1, len(modalities)) for s in combinations(modalities, k)]
 
 
 @dataclass
@@ -208,15 +236,38 @@ class Batch:
     targets: per task (B,), or (B, C) with soft labels; unlabelled rows hold its ignore value
     index: (B,) int64 row numbers; a negative one marks a row that only fills up the batch
     unreadable: per column, row numbers whose value could not be read and counts as missing
+    held: as targets, of rows that are kept out of training; left out where there are none
+
+    Where a method needs something of each modality, a step adds:
+
+    present: (B, M) bool, rows that have each modality
+    shares: per task (M,), what the labelled rows that have each modality weigh, on average over
+        the micro-batches and processes of the step, 1 if none: what a sum over these rows is
+        divided by to count like the loss that `on_loss` gets
     """
 
     inputs: dict[str, Inputs | Activations | Features]
     targets: dict[str, Tensor]
     index: Tensor
     unreadable: dict[str, list[int]] = field(default_factory=dict)
+    held: dict[str, Tensor] = field(default_factory=dict)
+    present: Tensor | None = None
+    shares: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def having(self, modalities: Sequence[str]) -> Tensor:
+        """(B, M) bool: the rows that have each of these modalities."""
+        columns = []
+        for name in modalities:
+            found = self.inputs.get(name)
+            if isinstance(found, Features):
+                columns.append(found.present)
+                continue
+            here = torch.zeros(len(self), dtype=torch.bool)
+            columns.append(here if found is None else here.index_fill(0, found.rows, True))
+        return torch.stack(columns, 1)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return Batch(
@@ -224,6 +275,9 @@ class Batch:
             {k: v.to(device, non_blocking=non_blocking) for k, v in self.targets.items()},
             self.index.to(device, non_blocking=non_blocking),
             self.unreadable,
+            {k: v.to(device, non_blocking=non_blocking) for k, v in self.held.items()},
+            None if self.present is None else self.present.to(device, non_blocking=non_blocking),
+            self.shares,
         )
 
     def pin_memory(self) -> Batch:
@@ -232,4 +286,5 @@ class Batch:
             {k: v.pin_memory() for k, v in self.targets.items()},
             self.index.pin_memory(),
             self.unreadable,
+            {k: v.pin_memory() for k, v in self.held.items()},
         )

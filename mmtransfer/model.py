@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Activations, Features, Inputs, Outputs
+from mmtransfer.features import Activations, Features, Inputs, Outputs, proper_subsets
 from mmtransfer.fusion.base import Fusion, check_column
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
+from mmtransfer.unimodal import UnimodalHeads
 
 WEIGHTS = "model.safetensors"
+#: fields of `Outputs` that are given on demand
+ON_DEMAND = ("unimodal", "unimodal_detached", "subsets")
 
 
 class TransferModel(
@@ -50,6 +53,23 @@ class TransferModel(
         self.fusion = fusion
         self.tasks = dict(tasks)
         self.heads = nn.ModuleDict({n: fusion.head(task.head) for n, task in tasks.items()})
+        self.unimodal: UnimodalHeads | None = None
+        self.demanded: tuple[str, ...] = ()
+
+    def provide(self, demanded: Collection[str], seed: int = 0) -> None:
+        """Let `Outputs` have these fields of `ON_DEMAND` too, in training mode, and no others.
+
+        Unimodal heads are made anew, from a seed of their own, or removed.
+        Raises `ValueError` for an unknown field.
+        """
+        for name in demanded:
+            if name not in ON_DEMAND:
+                raise ValueError(f"unknown output {name!r}.{nearest(name, ON_DEMAND)}")
+        self.demanded, self.unimodal = tuple(n for n in ON_DEMAND if n in demanded), None
+        if any(name.startswith("unimodal") for name in demanded):
+            with torch.random.fork_rng(devices=()):  # the rest is drawn as without them
+                torch.manual_seed(seed)
+                self.unimodal = UnimodalHeads(self.fusion.widths, self.tasks).to(self.device)
 
     def forward(self, inputs: Mapping[str, Inputs | Activations | Features], size: int) -> Outputs:
         """Encoder inputs, activations or ready features by modality, of a batch of `size` rows.
@@ -57,9 +77,37 @@ class TransferModel(
         What is left out is absent.  -> logits {task: (B, C)}, weights (B, M) or None.
         """
         features = {name: self.encode(name, inputs.get(name), size) for name in self.encoders}
-        fused = self.fusion(features)
+        outputs = self._join(features)
+        if not (self.training and self.demanded):
+            return outputs
+        if self.unimodal is not None:
+            vectors = {name: found.pooled() for name, found in features.items()}
+            if "unimodal" in self.demanded:
+                outputs.unimodal = self.unimodal(vectors)
+            if "unimodal_detached" in self.demanded:
+                outputs.unimodal_detached = self.unimodal(
+                    {name: vector.detach() for name, vector in vectors.items()}
+                )
+        if "subsets" in self.demanded:
+            outputs.subsets = self._of_subsets(features)
+        return outputs
+
+    def _join(self, features: Mapping[str, Features]) -> Outputs:
+        fused = self.fusion(dict(features))
         logits = {n: self.fusion.decide(head, fused) for n, head in self.heads.items()}
         return Outputs(logits, fused.weights)
+
+    def _of_subsets(self, features: Mapping[str, Features]) -> dict[str, Tensor]:
+        """Logits (B, 2^M - 2, C) of the proper subsets of modalities; only the fusion runs."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.tasks}
+        self.fusion.eval(), self.heads.eval()  # drop-out would draw, and blur what is compared
+        with torch.no_grad():
+            for subset in proper_subsets(self.fusion.modalities):
+                some = {n: f if n in subset else f.hidden() for n, f in features.items()}
+                for name, logits in self._join(some).logits.items():
+                    found[name].append(logits)
+        self._train_joint()
+        return {name: torch.stack(logits, 1) for name, logits in found.items() if logits}
 
     def encode(
         self, name: str, inputs: Inputs | Activations | Features | None, size: int
@@ -91,9 +139,19 @@ class TransferModel(
         if mode:
             for encoder in self.encoders.values():
                 hold_still(encoder, encoder.pretrained)
-            for part in (self.fusion, self.heads):
-                hold_still(part, batch_norm=False)
+            self._train_joint()
         return self
+
+    def _train_joint(self) -> None:
+        for part in (self.fusion, self.heads):
+            part.train()
+            hold_still(part, batch_norm=False)
+
+    def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Take mean (D,) and deviation (D,) of the training features by modality, if of use."""
+        self.fusion.standardise(statistics)
+        if self.unimodal is not None:
+            self.unimodal.standardise(statistics)
 
     @property
     def device(self) -> torch.device:
@@ -150,6 +208,7 @@ class TransferModel(
     def write(self, save_directory: Path, weights: Mapping[str, Tensor]) -> None:
         """Save with these weights, which are whole where those of the model may be split.
 
+        Unimodal heads belong to training and stay behind.
         Raises `OSError` when they cannot be written.
         """
         save_directory.mkdir(parents=True, exist_ok=True)
@@ -163,7 +222,11 @@ class TransferModel(
         }
         (save_directory / "config.json").write_text(json.dumps(config, indent=2))
         # Copies: safetensors takes neither shared nor non-contiguous (channels-last) tensors.
-        state = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in weights.items()}
+        state = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in weights.items()
+            if not name.startswith("unimodal.")
+        }
         try:
             save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:  # that of a full disk is no OSError

@@ -61,3 +61,74 @@ def clip() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return make
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a git checkout of the Grocery Store Dataset looks like: four products, 12 photos."""
+    data = tmp_path / "checkout" / "dataset"
+    products = [  # name, category and its number, folder, slip in the path of the description
+        ("Pink-Lady", "Apple", 0, "Fruit/Apple/Pink-Lady", ""),
+        ("Royal-Gala", "Apple", 0, "Fruit/Apple/Royal-Gala", ""),
+        ("Anjou", "Pear", 1, "Fruit/Pear/Anjou", "s"),
+        ("Arla-Milk", "Milk", 2, "Packages/Milk/Arla-Milk", ""),
+    ]
+    lines = [
+        "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),"
+        "Iconic Image Path (str),Product Description Path (str)"
+    ]
+    lists: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for number, (name, category, coarse, folder, slip) in enumerate(products):
+        about = data / "iconic-images-and-descriptions" / folder
+        about.mkdir(parents=True)
+        path = f"/iconic-images-and-descriptions/{folder}/{name}"
+        lines.append(
+            f"{name},{number},{category},{coarse},{path}_Iconic.jpg,{path}_Description{slip}.txt"
+        )
+        origin = (
+            "Manufacturer and volume: ARLA KO , 1l " if coarse == 2 else "Country and volume: Italy"
+        )
+        (about / f"{name}_Information.txt").write_text(
+            f"Title: {name.replace('-', ' ')} Färsk \n{origin}\nDescription: Ein. Zwei. \nURL: x\n"
+        )
+        (about / f"{name}_Description.txt").write_text("It is fresh. It is\nsweet!\n")
+        (about / f"{name}_Description_Swedish.txt").write_text("Den är god.\n")
+        for split, photos in lists.items():
+            (data / split / folder).mkdir(parents=True)
+            path = f"{split}/{folder}/{name}_001.jpg"
+            pixels = np.full((400, 300 + 10 * number, 3), 20 + 60 * number, np.uint8)
+            Image.fromarray(pixels).save(data / path)
+            photos.append(f"{path}, {number}, {coarse}")
+    (data / "classes.csv").write_text("\n".join(lines) + "\n")
+    for split, photos in lists.items():
+        (data / f"{split}.txt").write_text("\n".join(photos) + "\n")
+    return data.parent
+
+
+@pytest.fixture
+def espeak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: Callable[..., bytes]) -> Path:
+    """An `espeak-ng` on the PATH that writes noise; -> the file in which it notes its arguments."""
+    from mmtransfer.data.speech import ACCENTS, VARIANTS
+
+    calls, said, program = (tmp_path / name for name in ("calls.txt", "said", "bin/espeak-ng"))
+    said.write_bytes(clip(seconds=0.3, rate=22050))
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!/bin/sh
+case "$1" in
+--version) echo "eSpeak NG text-to-speech: 0.0  Data at: nowhere" ;;
+--voices=en) echo "Language File {" gmw/".join(ACCENTS)}" ;;
+--voices=variant) echo "Language File {" !v/".join(VARIANTS)}" ;;
+*)
+  for argument; do
+    [ "$before" = -w ] && out=$argument
+    line=$line\\|$argument before=$argument
+  done
+  printf '%s\\n' "${{line#?}}" >> "{calls}"
+  /bin/cat "{said}" > "$out" ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    return calls

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtransfer.features import Batch, Features, Inputs
+from mmtransfer.features import Activations, Batch, Features, Inputs, proper_subsets
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=6)
 SEEDS = st.integers(0, 2**32)
@@ -126,13 +126,43 @@ def test_a_batch_moves_as_a_whole() -> None:
         {"label": torch.zeros(3)},
         torch.arange(3),
         {"text": [1]},
+        {"label": torch.ones(3)},
+        torch.ones(3, 2, dtype=torch.bool),
     )
     moved = batch.to("meta")
     text, image = moved.inputs["text"], moved.inputs["image"]
     assert isinstance(text, Inputs)
     assert isinstance(image, Features)
     tensors = [*text.values.values(), text.rows, image.tokens, image.mask]
-    tensors += [moved.targets["label"], moved.index]
+    tensors += [moved.targets["label"], moved.index, moved.held["label"], moved.present]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert len(moved) == 3
     assert moved.unreadable == {"text": [1]}
+
+
+def test_a_batch_knows_which_rows_have_which_modality() -> None:
+    vectors = Features.of(torch.zeros(2, 1, 5))
+    inputs = {
+        "text": Inputs({"ids": torch.zeros(2, 3)}, torch.tensor([0, 2])),
+        "image": Features.of(torch.zeros(2, 4)).scatter(torch.tensor([1, 2]), 3),
+        "audio": Activations(vectors, 1, torch.tensor([0])),
+    }
+    batch = Batch(inputs, {}, torch.arange(3))
+    found = batch.having(["audio", "image", "none", "text"])
+    assert found.int().tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 1, 0, 1]]
+
+
+def test_hidden_features_are_absent_and_of_the_same_shape() -> None:
+    features = Features.of(torch.ones(2, 3, 4))
+    assert not features.hidden().present.any()
+    assert features.hidden().tokens.shape == (2, 3, 4)
+    assert features.present.all()
+
+
+def test_proper_subsets_leave_out_nothing_and_everything() -> None:
+    assert proper_subsets(["a"]) == []
+    assert proper_subsets(["a", "b", "c"]) == [
+        *[("a",), ("b",), ("c",)],
+        *[("a", "b"), ("a", "c"), ("b", "c")],
+    ]
+    assert len(proper_subsets("abcde")) == 2**5 - 2

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mmtransfer.data.collate import Collate
 from mmtransfer.encoders.base import Encoder, build_encoder
-from mmtransfer.features import Features, Fused, Inputs
+from mmtransfer.features import Features, Fused, Inputs, proper_subsets
 from mmtransfer.fusion.base import Fusion, build_fusion
-from mmtransfer.model import TransferModel
+from mmtransfer.model import ON_DEMAND, TransferModel
 from mmtransfer.tasks.classification import Classification
 
 Maker = Callable[..., bytes]
@@ -455,3 +455,72 @@ def test_values_that_belong_to_no_row_only_carry_gradients() -> None:
     with_spare.logits["kind"].sum().backward()
     gradients = [p.grad for p in model.encoders["a"].parameters()]
     assert all(g is not None and not g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("fusion", ["gated", "late", "transformer"])
+def test_outputs_of_subsets_are_those_with_the_others_absent(fusion: str) -> None:
+    model = build(fusion, a=Numbers(), b=Numbers(5), c=Numbers(6))
+    model.provide(["subsets"])
+    inputs = {n: given([0, 1, 2, 3], k) for k, n in enumerate("abc")}
+    ready = {n: model.eval().encode(n, one, 4) for n, one in inputs.items()}
+    assert model(ready, 4).subsets is None
+    found = model.train()(ready, 4).subsets["kind"]
+    assert found.shape == (4, 6, 3)
+    assert not found.requires_grad
+    for k, subset in enumerate(proper_subsets(["a", "b", "c"])):
+        alone = model.eval()({n: ready[n] for n in subset}, 4).logits["kind"]
+        torch.testing.assert_close(found[:, k], alone)
+
+
+def test_asking_for_more_outputs_changes_none_of_the_others() -> None:
+    model = build(a=Numbers(dropout=0.5), b=Numbers(5)).train()
+    model.fusion.drop.p = 0.3
+    inputs = {"a": given([0, 1, 2]), "b": given([0, 1, 2], 1)}
+
+    def run() -> Tensor:
+        torch.manual_seed(5)
+        return torch.cat([model(inputs, 3).logits["kind"], torch.rand(1, 3)])
+
+    plain = run()
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    model.provide(ON_DEMAND, seed=7)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(run(), plain)
+    assert model.fusion.drop.training
+    first = {n: t.clone() for n, t in model.unimodal.state_dict().items()}
+    model.provide(ON_DEMAND, seed=7)
+    assert all(torch.equal(first[n], t) for n, t in model.unimodal.state_dict().items())
+    model.provide(())
+    assert model.unimodal is None
+    with pytest.raises(ValueError, match=r"unknown output 'unimodel'.*mean 'unimodal'"):
+        model.provide(["unimodel"])
+
+
+def test_unimodal_heads_see_one_modality_each_and_only_the_attached_reach_its_encoder() -> None:
+    model = build().train()
+    model.provide(["unimodal", "unimodal_detached"])
+    inputs = {"a": given([0, 1, 2]), "b": given([0, 1, 2], 1)}
+    outputs = model(inputs, 3)
+    assert torch.equal(outputs.unimodal["kind"], outputs.unimodal_detached["kind"])
+    assert outputs.unimodal["good"].shape == (3, 2, 2)
+    outputs.unimodal_detached["kind"][:, 0].sum().backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached == {"unimodal.heads.a.kind.weight", "unimodal.heads.a.kind.bias"}
+    torch.randn_like(outputs.unimodal["kind"][:, 0]).mul(
+        outputs.unimodal["kind"][:, 0]
+    ).sum().backward()
+    assert any(p.grad is not None for p in model.encoders["a"].parameters())
+    assert all(p.grad is None or not p.grad.any() for p in model.encoders["b"].parameters())
+
+
+def test_unimodal_heads_see_standardised_features() -> None:
+    model = build()
+    model.provide(["unimodal"])
+    features = Features.of(torch.randn(50, 4) * 3 + 7)
+    mean, deviation = features.pooled().mean(0), features.pooled().std(0)
+    model.standardise({"a": (mean, deviation)})
+    found = model.train()({"a": features}, 50).unimodal["kind"][:, 0]
+    head = model.unimodal.heads["a"]["kind"]
+    torch.testing.assert_close(found, head((features.pooled() - mean) / deviation))

@@ -18,6 +18,7 @@ from mmtransfer.features import (
     Activations,
     Batch,
     Features,
+    Held,
     Inputs,
     Row,
     RowContext,
@@ -106,12 +107,16 @@ class Collate:
             collated = self._inputs(name, rows, unreadable)
             if collated is not None:
                 inputs[name] = collated
-        targets = {name: self._targets(name, task, rows) for name, task in self.tasks.items()}
-        return Batch(inputs, targets, torch.tensor([index for index, _ in rows]), unreadable)
-
-    def _targets(self, name: str, task: Task, rows: list[tuple[int, Row]]) -> Tensor:
-        # A negative number marks a row that only fills up the batch: it counts for no task.
-        return task.encode([row[name] if index >= 0 else None for index, row in rows])
+        targets, held = {}, {}
+        for name, task in self.tasks.items():
+            # A negative number marks a row that only fills up the batch: it counts for no task.
+            values = [row[name] if index >= 0 else None for index, row in rows]
+            targets[name] = task.encode([None if isinstance(v, Held) else v for v in values])
+            if any(isinstance(value, Held) for value in values):
+                looked_at = [v.target if isinstance(v, Held) else None for v in values]
+                held[name] = task.encode(looked_at)
+        index = torch.tensor([index for index, _ in rows])
+        return Batch(inputs, targets, index, unreadable, held)
 
     def _inputs(
         self, name: str, rows: list[tuple[int, Row]], unreadable: dict[str, list[int]]

@@ -43,7 +43,7 @@ class TokenFusion(Projected):
             tokens, mask = features[name].tokens, features[name].mask
             # where, not a product: padding may hold NaN, which must not reach a gradient either.
             tokens = self.scales[name](torch.where(mask.unsqueeze(-1), tokens, 0))
-            x = self.projections[name](self.drop(tokens)) + self.kinds[name]
+            x = self.drop(self.projections[name](tokens)) + self.kinds[name]
             x = torch.where(mask.unsqueeze(-1), x, 0)
             if self.missing == "learned":  # as one token
                 gone = ~mask.any(1, keepdim=True) & first_of(mask)  # (B, T)
@@ -91,7 +91,8 @@ class Block(nn.Module):
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        # A bias of the keys would change nothing but its own rounding errors (as in BEiT, 2021).
+        self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, growth * width),
@@ -103,8 +104,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Features) -> Tensor:
         """x (B, S, D) attends to the real tokens of the context (B, T, D) -> (B, S, D)."""
-        q = self.query(self.norm(x))
-        k, v = self.key_value(self.norm(context.tokens)).chunk(2, -1)
+        read = self.norm(context.tokens)
+        q, k, v = self.query(self.norm(x)), self.key(read), self.value(read)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = attended(context.mask)[:, None, None]  # (B, 1, 1, T)
         found = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)

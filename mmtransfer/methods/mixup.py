@@ -15,7 +15,7 @@ import numpy as np
 
 from mmtransfer.data.collate import Stored
 from mmtransfer.data.mixing import Mixed
-from mmtransfer.features import Row, RowContext, draw_key
+from mmtransfer.features import Held, Row, RowContext, draw_key
 from mmtransfer.methods.base import Method
 from mmtransfer.registry import nearest, register_method
 from mmtransfer.tasks.classification import unlabelled
@@ -28,8 +28,8 @@ class Mixing(Method):
     """What mixup and CutMix share; a subclass says where the second picture is seen.
 
     A row and its partner, another row of the micro-batch that has a picture, are drawn from seed,
-    epoch and row number.  What another method has mixed before is left alone, and so are stored
-    features of a frozen encoder, which hold no picture.
+    epoch and row number.  What another method has mixed before or keeps out of training is left
+    alone, and so are stored features of a frozen encoder, which hold no picture.
 
     rate: share of the rows that are mixed
     alpha: of Beta(alpha, alpha), from which the share of the first picture is drawn
@@ -58,7 +58,9 @@ class Mixing(Method):
         chosen = [
             (index, row)
             for index, row in rows
-            if index >= 0 and not isinstance(row.get(column), Mixed | Stored | None)
+            if index >= 0
+            and not isinstance(row.get(column), Mixed | Stored | None)
+            and not any(isinstance(value, Held) for value in row.values())
         ]
         # As they are now: a partner must not be half of something else.
         whole = {index: dict(row) for index, row in chosen}

@@ -78,7 +78,7 @@ class Optimisation:
             tuned = any(is_trainable(encoder) for encoder in model.encoders.values())
             accelerator.ddp_handler.find_unused_parameters = tuned
         if options.compile:
-            compile_encoders(model)
+            compile_encoders(model, "repeated_backward" in strategy.needs)
         self.model: nn.Module
         if is_sharded(model):  # by an earlier phase: it stays so
             self.model, self.optimizer = model, accelerator.prepare_optimizer(inner)
@@ -88,8 +88,13 @@ class Optimisation:
                     parameter.data = parameter.data.contiguous()
             self.model, self.optimizer = accelerator.prepare(model, inner)
 
-        # Kept, as walking over all modules for them takes as long as a small step.
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        # Kept, as walking over all modules for them takes as long as a small step.  Unimodal heads
+        # are clipped by themselves: what only looks on must not change the steps of the rest.
+        heads = [] if model.unimodal is None else list(model.unimodal.parameters())
+        aside = {id(p) for p in heads}
+        rest = (p for p in self.model.parameters() if id(p) not in aside)
+        parts = [[p for p in part if p.requires_grad] for part in (rest, heads)]
+        self.trained = [part for part in parts if part]
         alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
         # A method that acts on the loss may ask for gradients, and expects dense ones.
         plain = all(type(method).on_loss is Method.on_loss for method in strategy.methods)
@@ -97,10 +102,11 @@ class Optimisation:
 
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
-        counts = self._labelled_rows(window)
+        counts, shares = self._labelled_rows(window)
         total = torch.zeros((), device=self.accelerator.device)
         with sparse_gradients(self.tables if len(window) > 1 else (), len(window)):
             for k, batch in enumerate(window):
+                batch.shares = shares
                 total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
         for name in self._absent_everywhere(window):
             self.plain.encoders[name].zero_grad(set_to_none=True)
@@ -141,9 +147,9 @@ class Optimisation:
         if not (self.options.clip or skip):
             return torch.zeros((), device=self.accelerator.device)
         largest = self.options.clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.trained, largest)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        wrong = (~torch.isfinite(norm)).float()
+        norms = [nn.utils.clip_grad_norm_(part, largest) for part in self.trained]
+        whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+        wrong = (~torch.isfinite(torch.stack(whole))).any().float()
         if scaled and not skip:
             return torch.zeros_like(wrong)  # the scaler looks for its scale: no fault of the rows
         if skip and not scaled and self.fused:
@@ -159,18 +165,26 @@ class Optimisation:
         ]
         return torch.stack(losses).sum()
 
-    def _labelled_rows(self, window: list[Batch]) -> dict[str, Tensor]:
-        """Per task, what the rows of a step weigh over micro-batches and processes, 1 if none."""
-        tasks = self.plain.tasks
-        counts = torch.tensor(
-            [
-                sum(float(task.loss_weight(batch.targets[name]).sum()) for batch in window)
-                for name, task in tasks.items()
-            ]
-        ).to(self.accelerator.device, non_blocking=True)
-        counts = self.accelerator.reduce(counts)
+    def _labelled_rows(self, window: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the rows of a step weigh per task, over micro-batches and processes, 1 if none.
+
+        Where methods look at each modality by itself, also `Batch.present` and `Batch.shares`.
+        """
+        tasks, demanded = self.plain.tasks, bool(self.plain.demanded)
+        for batch in window if demanded else ():
+            batch.present = batch.having(self.plain.fusion.modalities)
+        weighed = [
+            [_weigh(task.loss_weight(batch.targets[name]), batch.present) for batch in window]
+            for name, task in tasks.items()
+        ]
+        counts = torch.tensor([[sum(column) for column in zip(*w, strict=True)] for w in weighed])
+        counts = self.accelerator.reduce(
+            counts.to(self.accelerator.device, non_blocking=True)
+        )  # (tasks, 1 or 1 + M)
         counts = torch.where(counts > 0, counts, 1)
-        return dict(zip(tasks, counts, strict=True))
+        parts = len(window) * self.accelerator.num_processes
+        shares = {n: c[1:] / parts for n, c in zip(tasks, counts, strict=True)} if demanded else {}
+        return {n: c[0] for n, c in zip(tasks, counts, strict=True)}, shares
 
     def _absent_everywhere(self, window: list[Batch]) -> list[str]:
         """With FSDP, the modalities that no process has in this step: stand-ins gave them zeros.
@@ -218,3 +232,9 @@ class Optimisation:
         # Not free_memory(), whose garbage collection takes longer than many steps.
         self.accelerator._models.clear()
         self.accelerator._optimizers.clear()
+
+
+def _weigh(weights: Tensor, present: Tensor | None) -> list[float]:
+    """Sums of the weights (B,) of all rows and, by modality, of those that are present (B, M)."""
+    whole = [float(weights.sum())]
+    return whole if present is None else whole + (weights @ present.to(weights.dtype)).tolist()

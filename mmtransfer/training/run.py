@@ -102,7 +102,8 @@ def _run(
     started: float,
 ) -> dict[str, Any]:
     model, options, output = trainer.model, trainer.options, trainer.output
-    parameters = sum(p.numel() for p in model.parameters())
+    own = (p for name, p in model.named_parameters() if not name.startswith("unimodal."))
+    parameters = sum(p.numel() for p in own)
     with closing(trainer):
         if "test" in data:
             check_rows(data["test"], model.encoders, model.tasks, "test")

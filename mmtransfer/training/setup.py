@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
@@ -145,9 +146,10 @@ def synchronise_batch_norm(model: TransferModel, accelerator: Accelerator) -> No
                     setattr(part, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
-def compile_encoders(model: TransferModel) -> None:
+def compile_encoders(model: TransferModel, repeated: bool = False) -> None:
     """Compile the encoders that train, in place: names of parameters and modules stay.
 
+    repeated: a backward pass may be followed by another one through the same graph
     Raises `ValueError` where there is no compiler.
     """
     compilers = (os.environ.get("CXX") or "g++", "c++", "clang++")
@@ -156,6 +158,8 @@ def compile_encoders(model: TransferModel) -> None:
             f"compile needs a C++ compiler, found none of {', '.join(compilers)}: install one, or "
             "leave compile off"
         )
+    # Else a compiled backward pass overwrites what the second one needs (torch 2.11).
+    torch._functorch.config.donated_buffer = not repeated
     for encoder in model.encoders.values():
         if is_trainable(encoder):
             encoder.compile()

@@ -16,9 +16,10 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from mmtransfer.data.rows import Rows
+from mmtransfer.data.stream import is_stream
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch, Outputs
-from mmtransfer.model import TransferModel
+from mmtransfer.model import ON_DEMAND, TransferModel
 from mmtransfer.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -40,7 +41,7 @@ from mmtransfer.training.setup import (
     make_accelerator,
     share_buffers,
 )
-from mmtransfer.training.sharding import load_whole, resharded, state_of
+from mmtransfer.training.sharding import is_sharded, load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
 
@@ -94,6 +95,7 @@ class Trainer:
             model, splits, strategy, self.options, self.accelerator, self.progress, self.stop
         )
         check_plan(strategy, model, self.options.seed)
+        self._provide(strategy.needs)
         self.fingerprints: Mapping[str, Mapping[str, Any]] = {}  # of the data, once they are known
         self.saved: Checkpoint | None = None  # taken up, but not all of it yet
         self.log = Log(self.accelerator, output, model.tasks)
@@ -113,6 +115,14 @@ class Trainer:
         self.optimisation: Optimisation | None = None  # of the present phase
         self.last_checkpoint = time.monotonic()
         self.model.to(self.accelerator.device)
+
+    def _provide(self, needs: set[str]) -> None:
+        if "numbered_rows" in needs and is_stream(self.data.splits["train"]):
+            raise ValueError("a method of the strategy needs rows with fixed numbers, not a stream")
+        demanded = needs & set(ON_DEMAND)
+        if demanded and is_sharded(self.model):
+            raise ValueError("FSDP has split the model in an earlier run: load it anew")
+        self.model.provide(demanded, self.options.seed)
 
     @property
     def step(self) -> int:
@@ -161,7 +171,7 @@ class Trainer:
             self._keep_best()
         self.data.begin_phase()
         if number == 0:
-            self.model.fusion.standardise(self.data.statistics())
+            self.model.standardise(self.data.statistics())
         loader, batches = self.data.train_loader(self.accumulation)
         steps = phase.epochs * batches.steps
         self.optimisation = Optimisation(
@@ -247,6 +257,8 @@ class Trainer:
             raise error
         assert self.optimisation is not None
         self.optimisation.optimizer.zero_grad(set_to_none=True)
+        for method in self.strategy.methods:
+            method.load_state_dict(method.state_dict())  # without the step that broke off
         if self.pending:
             self._look()
         self.accumulation *= 2
@@ -428,8 +440,12 @@ class Trainer:
         save_model(self.model, directory, self.accelerator, resumable=self.checkpoints is not None)
 
     def close(self) -> None:
-        """Unfreeze the model and end the trackers; the processes live on (see `end_processes`)."""
+        """Unfreeze the model, take off what only training needs, and end the trackers.
+
+        The processes live on (see `end_processes`).
+        """
         self.model.requires_grad_(True)
+        self.model.provide(())
         self.data.loaders.clear()
         for tracker in self.accelerator.trackers:
             tracker.finish()

@@ -10,17 +10,19 @@ from torch import nn
 
 from mmtransfer.features import RowContext
 from mmtransfer.methods.base import Method, build_method
-from mmtransfer.model import TransferModel
+from mmtransfer.model import ON_DEMAND, TransferModel
 from mmtransfer.registry import check_options, nearest, strategies
 
 SCHEDULES = ("cosine", "constant")
+#: what a method may need: outputs of the model, and what phases and data must be like
+NEEDS = (*ON_DEMAND, "trained_encoders", "numbered_rows", "repeated_backward")
 
 
 @dataclass(frozen=True)
 class Phase:
     """For some epochs, which parts train at which rate.
 
-    lr: peak rate of fusion and heads; 0 leaves them frozen
+    lr: peak rate of fusion and heads, unimodal ones too; 0 leaves them frozen
     encoder_lr: peak rate of the encoders, one for all or by modality; 0 leaves an encoder frozen
     top_stages: train only the last so many stages of an encoder, one for all or by modality
     layer_decay: each stage below the top one trains at this share of the rate of the one above
@@ -76,7 +78,8 @@ class Phase:
         model.requires_grad_(False)
         groups: list[dict[str, Any]] = []
         if self.lr:
-            groups += self._groups([model.fusion, model.heads], self.lr, "fusion")
+            joint: list[nn.Module | None] = [model.fusion, model.heads, model.unimodal]
+            groups += self._groups([m for m in joint if m is not None], self.lr, "fusion")
         for name, encoder in model.encoders.items():
             rate = self.encoder_rate(name)
             if not rate:
@@ -115,6 +118,11 @@ class Strategy:
     methods: list[Method] = field(default_factory=list)
 
     @property
+    def needs(self) -> set[str]:
+        """What its methods need, out of `NEEDS`."""
+        return {need for method in self.methods for need in method.needs}
+
+    @property
     def frozen(self) -> bool:
         """True when no phase trains any part of an encoder."""
         return not any(rate for phase in self.phases for rate in _values(phase.encoder_lr))
@@ -132,7 +140,26 @@ def check_plan(strategy: Strategy, model: TransferModel, seed: int = 0) -> None:
         phase.check(model)
     kinds = {name: encoder.modality for name, encoder in model.encoders.items()}
     for method in strategy.methods:
+        check_needs(method, strategy)
         method.on_rows([], RowContext(seed, 0, list(model.encoders), kinds))
+
+
+def check_needs(method: Method, strategy: Strategy) -> None:
+    """Raise `ValueError` for a need that is unknown, or that the phases do not meet."""
+    name = type(method).__name__
+    for need in method.needs:
+        if need not in NEEDS:
+            raise ValueError(f"{name} needs an unknown {need!r}.{nearest(need, NEEDS)}")
+        if need == "trained_encoders" and strategy.frozen:
+            raise ValueError(
+                f"{name} acts on encoders, and no phase trains one: give a phase an encoder_lr, or "
+                "leave the method out"
+            )
+        if need.startswith("unimodal") and not strategy.phases[0].lr:
+            raise ValueError(
+                f"{name} needs unimodal heads, which train at the rate of fusion and heads, and "
+                "the first phase has lr 0"
+            )
 
 
 def build_strategy(

@@ -35,5 +35,5 @@ def test_the_probe_encodes_once_and_learns_the_same(model, rows):
 def test_partial_tuning_has_the_same_losses(model, rows):
     found = benchmark.prefix(model, rows, 2)
     assert found["stored"]["encoded_rows"] == 3 * 32
-    assert found["relative_gap"] <= found["loss_gap"] < benchmark.SAME_LOSS
+    assert found["loss_gap"] < benchmark.SAME_LOSS
     assert found["megabytes"] > 0

@@ -13,7 +13,7 @@ from mmtransfer.data.collate import Collate, ReadError, Stored, collate_stored
 from mmtransfer.data.rows import NumberedRows
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.encoders.decoding import decode_audio, decode_image
-from mmtransfer.features import Draw, Features
+from mmtransfer.features import Draw, Features, Held
 from mmtransfer.tasks.classification import IGNORE, Classification
 
 
@@ -160,3 +160,17 @@ def test_augmented_values_keep_their_kind(picture, clip):
     ratio = 10 * np.log10(np.mean(sound.samples**2) / np.mean(noise**2))
     assert 39 < ratio < 41  # the signal-to-noise ratio that was asked for, in dB
     assert AugmentText(1.0)("only this", rng) == "only"
+
+
+def test_a_target_that_is_held_counts_as_unlabelled_and_is_kept_beside(encoders):
+    tasks = {"kind": Classification(["x", "y"]), "good": Classification([False, True])}
+    rows = [
+        (0, {"text": "a", "kind": "y", "good": True}),
+        (1, {"text": "b", "kind": Held("y"), "good": Held(None)}),
+        (~2, {"text": "c", "kind": Held("x"), "good": True}),
+    ]
+    batch = Collate(encoders, tasks)(rows)
+    assert batch.targets["kind"].tolist() == [1, IGNORE, IGNORE]
+    assert batch.held["kind"].tolist() == [IGNORE, 1, IGNORE]
+    assert batch.held["good"].tolist() == [IGNORE] * 3
+    assert Collate(encoders, tasks)(rows[:1]).held == {}

@@ -268,8 +268,10 @@ def test_a_block_is_the_transformer_layer_of_torch() -> None:
     ).eval()
     with torch.no_grad():
         attention, mlp = layer.self_attn, block.mlp
-        attention.in_proj_weight.copy_(torch.cat([block.query.weight, block.key_value.weight]))
-        attention.in_proj_bias.copy_(torch.cat([block.query.bias, block.key_value.bias]))
+        parts = (block.query, block.key, block.value)
+        attention.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        zeros = torch.zeros(8)
+        attention.in_proj_bias.copy_(torch.cat([block.query.bias, zeros, block.value.bias]))
         attention.out_proj.load_state_dict(block.out.state_dict())
         for ours, theirs in (
             (block.norm, layer.norm1),

@@ -21,6 +21,15 @@ from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.base import Phase, Strategy, build_strategy
 
 TASKS = {"product": "classification", "category": "classification"}
+BALANCE = [
+    {"name": "gradient_blending", "share": 0.4, "every": 2},
+    "auxiliary_heads",
+    "mmpareto",
+    "agm",
+    "ogm_ge",
+]
+#: a decision per modality, shared tokens, unequal use of what is absent, a parameter of its own
+FUSIONS = ("late", "bottleneck", "low_rank_tensor", "weighted")
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
 
 
@@ -36,6 +45,7 @@ def main(saved: str, output: str) -> None:
         "linear_probe": build_strategy("linear_probe", epochs=2),
         "lp_ft": build_strategy("lp_ft", probe_epochs=1, epochs=2),
         "top_stages": Strategy([Phase(2, lr=1e-3, encoder_lr=1e-3, top_stages=1)]),
+        "balance": build_strategy("full", BALANCE, epochs=2, lr=1e-2, encoder_lr=1e-2),
     }
     for name, strategy in strategies.items():
         model = build_model(TINY, TASKS, train, "gated", 16, seed=0)
@@ -52,6 +62,13 @@ def main(saved: str, output: str) -> None:
         processes = trainer.accelerator.num_processes
         sharded = is_sharded(trainer.model)
         main_process = trainer.accelerator.is_main_process
+        trainer.close()
+    results["fusions"] = {}
+    for name in FUSIONS:
+        model = build_model(TINY, TASKS, train, name, 16, seed=0)
+        trainer = Trainer(model, train, test, build_strategy("linear_probe", epochs=1), options)
+        trainer.fit()
+        results["fusions"][name] = trainer.losses
         trainer.close()
     # early stopping: all decide the same
     still = Strategy([Phase(30, lr=1e-9, warmup=0.0, schedule="constant")])

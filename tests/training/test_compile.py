@@ -11,6 +11,7 @@ from mmtransfer import Phase, Strategy, Trainer, TrainingOptions, TransferModel
 from mmtransfer.methods.base import Method
 from mmtransfer.training.run import build_model
 from mmtransfer.training.setup import compile_encoders
+from mmtransfer.transfer.base import build_strategy
 
 HERE = any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 compiler = pytest.mark.skipif(not HERE, reason="torch.compile on a CPU needs a C++ compiler")
@@ -91,6 +92,23 @@ def test_what_trains_above_stored_activations_is_compiled_too(products, tmp_path
         losses.append(fitted.losses)
         assert bool(torch._dynamo.utils.counters["stats"]["calls_captured"]) == compiled
         assert "above" not in vars(model.encoders["image"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@compiler
+@pytest.mark.slow
+def test_a_method_may_go_backwards_through_compiled_encoders_by_itself(products):
+    losses = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        rows = products["train"][:16]
+        encoders = {"text": "tiny-bert?width=8&layers=1"}
+        model = build_model(encoders, {"product": "classification"}, rows, width=8)
+        strategy = build_strategy("full", methods=["mmpareto"], epochs=1)
+        options = TrainingOptions(batch_size=8, compile=compiled, progress=False)
+        fitted = Trainer(model, rows, None, strategy, options)
+        fitted.fit()
+        losses.append(fitted.losses)
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 

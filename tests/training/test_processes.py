@@ -75,9 +75,20 @@ def test_stored_features_are_exactly_the_same(results, processes, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
-@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "top_stages"])
+def test_fusions_of_all_kinds_train_alike(results, processes):
+    assert len(results[1]["fusions"]) == 4
+    for name, losses in results[1]["fusions"].items():
+        assert results[processes]["fusions"][name] == pytest.approx(losses, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3, "fsdp"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "top_stages", "balance"])
 def test_the_loss_curve_is_the_same(results, processes, strategy):
-    """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss."""
+    """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss.
+
+    Nor what methods of balance measure, and the noise that they draw.
+    """
     found = results[processes][strategy]["losses"]
     assert found == pytest.approx(results[1][strategy]["losses"], abs=1e-4)
 

@@ -41,6 +41,12 @@ def test_every_parameter_trains_once_in_a_full_phase(model):
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
 
 
+def test_unimodal_heads_train_at_the_rate_of_the_others(model):
+    model.provide(["unimodal"])
+    found = rates(Phase(1, lr=0.1, encoder_lr=0.01).apply(model))
+    assert {found[id(p)] for p in model.unimodal.parameters()} == {0.1}
+
+
 def test_rates_are_per_modality(model):
     groups = Phase(1, lr=0.1, encoder_lr={"text": 0.02}).apply(model)
     assert not trainable(model.encoders["image"])
