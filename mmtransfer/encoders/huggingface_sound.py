@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mmtransfer.encoders.decoding import decode_audio, index_windows, split_windows
 from mmtransfer.encoders.grouping import group_windows, in_quarters, renumbered, stack_groups
+from mmtransfer.encoders.numbers import check_seconds
 
 # The frames of Kaldi's filter banks, which AST hears: 25 ms, one every 10 ms.
 FRAME_SECONDS, STEP_SECONDS = 0.025, 0.010
@@ -42,18 +43,26 @@ def fixed_frames(processor: Any) -> int | None:
 def window_samples(processor: Any, window_seconds: float | None) -> int:
     """Samples of a window of the length wanted, or of the usual one.
 
-    Raises `ValueError` for more than the model hears at once.
+    Raises `ValueError` for more than the model hears at once, and for less than 0.05 s.
     """
-    frames, longest = fixed_frames(processor), math.inf
+    frames, longest, rate = fixed_frames(processor), math.inf, processor.sampling_rate
     chunk = getattr(processor, "chunk_length", None)
     if frames is not None:
         longest = chunk or (frames - 1) * STEP_SECONDS + FRAME_SECONDS
-    if window_seconds is not None and not 0 < window_seconds <= longest:
+    if window_seconds is None:
+        window_seconds = min(chunk or 10.0, longest)
+    check_seconds("window_seconds", window_seconds, rate, shortest_samples(rate))
+    if window_seconds > longest:
         raise ValueError(
-            f"window_seconds must lie in (0, {longest:g}], found {window_seconds:g}; "
+            f"window_seconds must be at most {longest:g}, found {window_seconds:g}; "
             "longer clips become several windows"
         )
-    return round(processor.sampling_rate * (window_seconds or min(chunk or 10.0, longest)))
+    return round(rate * window_seconds)
+
+
+def shortest_samples(rate: int) -> int:
+    """A twentieth of a second: less than the receptive field would give no frame at all."""
+    return rate // 20
 
 
 class AudioCollate:
@@ -62,7 +71,7 @@ class AudioCollate:
     A clip longer than `window_seconds` becomes several windows.  L counts samples of a waveform
     and frames of a spectrogram; of other kinds of input there is no mask.  For models whose group
     norm sees padding, which no mask helps, windows come in groups of one length (`grouping`).
-    Raises `ValueError` for windows longer than what the model hears.
+    Raises `ValueError` for windows longer than what the model hears, or of less than 0.05 s.
     """
 
     def __init__(self, processor: Any, window_seconds: float | None) -> None:
@@ -75,8 +84,7 @@ class AudioCollate:
         windows, counts = [], []
         for value in values:
             cut = split_windows(decode_audio(value).at(rate), length, length)
-            # A sliver of sound shorter than the receptive field would give no frame at all.
-            windows += [np.pad(w, (0, max(0, rate // 20 - len(w)))) for w in cut]
+            windows += [np.pad(w, (0, max(0, shortest_samples(rate) - len(w)))) for w in cut]
             counts.append(len(cut))
         options = {"padding": True, "return_attention_mask": True} if raw else {}
         coded = self.processor(windows, sampling_rate=rate, return_tensors="pt", **options)

@@ -13,6 +13,8 @@ from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.numbers import (
     check_channels,
     check_count,
+    check_finite,
+    check_positive,
     check_share,
     check_widths,
 )
@@ -50,8 +52,8 @@ class DenseEncoder(Encoder):
         check_channels(channels)
         check_widths("widths", widths)
         check_share("dropout", dropout)
-        if not deviation > 0:
-            raise ValueError(f"deviation must be positive, found {deviation}")
+        check_finite("mean", mean)
+        check_positive("deviation", deviation)
         self.shape, self.size, self.channels = shape and list(shape), size, channels
         self.widths, self.dropout = list(widths), dropout
         self.mean, self.deviation = mean, deviation

@@ -21,7 +21,7 @@ from mmtransfer.encoders.decoding import (
 )
 from mmtransfer.encoders.following import follow
 from mmtransfer.encoders.grouping import group_windows, renumbered, stack_groups
-from mmtransfer.encoders.numbers import check_positive
+from mmtransfer.encoders.numbers import check_seconds
 from mmtransfer.encoders.weights import fill, read_weights
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
@@ -92,7 +92,6 @@ class TorchaudioEncoder(Encoder):
         for what, chosen, valid in (("kind", kind, KINDS), ("pool", pool, POOLS)):
             if chosen not in valid:
                 raise ValueError(f"unknown {what} {chosen!r}.{nearest(chosen, valid)}")
-        check_positive("window_seconds", window_seconds)
         # A layer that is skipped at random would leave its parameters without a gradient.
         self.model = {**model, "encoder_layer_drop": 0.0, "aux_num_out": None}
         self.kind, self.rate, self.normalise = kind, rate, normalise
@@ -102,11 +101,7 @@ class TorchaudioEncoder(Encoder):
         follow(transformer.dropout, transformer.pos_conv_embed)
         self.width = model["encoder_embed_dim"]
         shortest = receptive_field(self.network)
-        if round(rate * window_seconds) < shortest:
-            raise ValueError(
-                f"window_seconds must be at least {shortest / rate:g}, which make one frame, "
-                f"found {window_seconds:g}"
-            )
+        check_seconds("window_seconds", window_seconds, rate, shortest)
         # Group norm sees padding, WavLM takes no mask.
         grouped = kind == "WavLM" or self._sees_padding()
         self.collate = WaveformCollate(rate, window_seconds, normalise, shortest, grouped)

@@ -10,7 +10,8 @@ import torch
 from mmtransfer.data.collate import Collate
 from mmtransfer.features import Batch
 from mmtransfer.fusion.base import build_fusion
-from mmtransfer.methods.modality_dropout import ModalityDropout
+from mmtransfer.methods.base import build_method
+from mmtransfer.model import ON_DEMAND
 from mmtransfer.registry import fusions
 from mmtransfer.testing import ForbidSyncs, random_features
 from mmtransfer.training.optimisation import Optimisation
@@ -25,19 +26,23 @@ TASKS = {
     "category": {"name": "classification", "label_smoothing": 0.1},
 }
 
+BLENDING = {"name": "gradient_blending", "share": 0.3, "every": 1}
 
-def step(rows: list[Any], parts: int, phase: Phase, **options: Any) -> None:
+
+def step(
+    rows: list[Any], parts: int, phase: Phase, method: Any = "modality_dropout", **options: Any
+) -> None:
     """One step that is not the first, over rows of which some lack modalities or labels."""
     model = build_model(TINY, TASKS, rows)
     chosen = TrainingOptions(progress=False, **options)
     accelerator = make_accelerator(chosen, None)
-    strategy = Strategy([phase], [ModalityDropout(0.3)])
+    strategy = Strategy([phase], [build_method(method)])
+    model.provide(strategy.needs & set(ON_DEMAND))
     training = Optimisation(model, phase.apply(model), phase, 9, strategy, chosen, accelerator)
     collate = Collate(model.encoders, model.tasks, methods=strategy.methods)
     size = len(rows) // parts
     window: list[Batch] = [
-        collate([(i, dict(rows[i])) for i in range(k * size, (k + 1) * size)])
-        for k in range(parts)
+        collate([(i, dict(rows[i])) for i in range(k * size, (k + 1) * size)]) for k in range(parts)
     ]
     assert any(len(batch.inputs["audio"].rows) < size for batch in window)
     counts = training._labelled_rows(window)  # of batches that the host still has
@@ -61,6 +66,13 @@ def test_full_tuning(products: Any, precision: str, parts: int, on_nan: str) -> 
 
 def test_partial_tuning(products: Any) -> None:
     step(products["train"][:8], 1, Phase(1, 1e-3, 1e-4, top_stages=1))
+
+
+@pytest.mark.parametrize(
+    "method", ["auxiliary_heads", "ogm_ge", "agm", "mmpareto", BLENDING], ids=str
+)
+def test_methods_of_balance(products: Any, method: Any) -> None:
+    step(products["train"][:8], 2, Phase(1, 1e-3, 1e-4), method)
 
 
 @pytest.mark.parametrize("name", fusions.names())
