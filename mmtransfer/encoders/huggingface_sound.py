@@ -160,4 +160,6 @@ def window_tokens(model: Any, processor: Any, window_seconds: float | None) -> i
     samples = window_samples(processor, window_seconds)
     if not takes_mask(processor):
         samples = in_quarters(samples, processor.sampling_rate)
-    return int(model._get_feat_extract_output_lengths(samples))
+    for kernel, stride in zip(model.config.conv_kernel, model.config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples

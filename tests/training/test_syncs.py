@@ -11,6 +11,7 @@ from mmtransfer.data.collate import Collate
 from mmtransfer.features import Batch
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.methods.base import build_method
+from mmtransfer.methods.modality_dropout import ModalityDropout
 from mmtransfer.model import ON_DEMAND
 from mmtransfer.registry import fusions
 from mmtransfer.testing import ForbidSyncs, random_features
@@ -29,14 +30,12 @@ TASKS = {
 BLENDING = {"name": "gradient_blending", "share": 0.3, "every": 1}
 
 
-def step(
-    rows: list[Any], parts: int, phase: Phase, method: Any = "modality_dropout", **options: Any
-) -> None:
+def step(rows: list[Any], parts: int, phase: Phase, *methods: Any, **options: Any) -> None:
     """One step that is not the first, over rows of which some lack modalities or labels."""
     model = build_model(TINY, TASKS, rows)
     chosen = TrainingOptions(progress=False, **options)
     accelerator = make_accelerator(chosen, None)
-    strategy = Strategy([phase], [build_method(method)])
+    strategy = Strategy([phase], [ModalityDropout(0.3), *map(build_method, methods)])
     model.provide(strategy.needs & set(ON_DEMAND))
     training = Optimisation(model, phase.apply(model), phase, 9, strategy, chosen, accelerator)
     collate = Collate(model.encoders, model.tasks, methods=strategy.methods)
