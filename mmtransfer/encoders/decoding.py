@@ -124,6 +124,8 @@ def join_windows(tokens: Tensor, mask: Tensor, windows: Tensor) -> tuple[Tensor,
     return joined.flatten(1, 2), (mask[chosen] & real).flatten(1, 2)
 
 
+# Numbers of windows differ from batch to batch: a compiler would begin anew with each of them.
+@torch.compiler.disable
 def part_windows(features: Features, size: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """The windows that `join_windows` lined up, of `size` tokens each but for a row's last one.
 

@@ -218,7 +218,7 @@ class TorchaudioEncoder(Encoder):
     @property
     def _longest(self) -> int:
         """Frames of a full window."""
-        return int(self._frames(self.collate.length))
+        return int(self._frames(round(self.rate * self.window_seconds)))
 
     def _frames(self, samples: Any) -> Any:
         """Samples, a number or (W,) of it, -> frames that the convolutions make of them."""

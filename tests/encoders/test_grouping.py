@@ -1,8 +1,12 @@
 """Windows that run together by length come back in their places, each as if it were alone."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
+from mmtransfer.data.collate import pad_tokens
 from mmtransfer.encoders.decoding import index_windows, join_windows, part_windows
 from mmtransfer.encoders.grouping import by_length, group_windows, renumbered, stack_groups
 from mmtransfer.features import Features
@@ -68,3 +72,19 @@ def test_parted_windows_are_those_that_were_joined(known: bool) -> None:
     assert torch.equal(found[mask], tokens[mask])
     assert torch.equal(again, index)
     assert sizes == lengths
+
+
+@pytest.mark.slow
+def test_a_compiler_does_not_begin_anew_with_other_lengths() -> None:
+    made = []
+
+    def backend(graph: Any, example: Any) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    twice = torch.compile(lambda x: 2 * part_windows(x, 4)[0], backend=backend)
+    for lengths in [(9, 3), (6, 13), (8, 7), (14, 2), (11, 10)]:
+        found = twice(pad_tokens([np.ones((n, 2)) for n in lengths]))
+        assert found.sum() == 4 * sum(lengths)
+    assert 0 < len(made) < 4
