@@ -84,11 +84,13 @@ class Features:
     """Tokens of one modality: `tokens (B, T, D)`, `mask (B, T)` bool, True where a token is real.
 
     An absent modality is an all-False mask; one vector per sample is T = 1.
+    lengths: real tokens of each row, all of them first, where the host knows it anyway
     Raises `ValueError` when the shapes do not belong together.
     """
 
     tokens: Tensor
     mask: Tensor
+    lengths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3 or self.mask.shape != self.tokens.shape[:2]:
@@ -160,10 +162,10 @@ class Features:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Features:
         tokens = self.tokens.to(device, non_blocking=non_blocking)
-        return Features(tokens, self.mask.to(device, non_blocking=non_blocking))
+        return Features(tokens, self.mask.to(device, non_blocking=non_blocking), self.lengths)
 
     def pin_memory(self) -> Features:
-        return Features(self.tokens.pin_memory(), self.mask.pin_memory())
+        return Features(self.tokens.pin_memory(), self.mask.pin_memory(), self.lengths)
 
 
 @dataclass

@@ -204,6 +204,7 @@ def activations(values: list[Stored], rows: list[int]) -> Activations:
 def pad_tokens(rows: list[np.ndarray]) -> Features:
     """Tokens (T_i, D) of each row, none for an absent one -> (B, T, D)."""
     tokens = [torch.from_numpy(np.array(row, dtype=np.float32)) for row in rows]
-    lengths = torch.tensor([len(t) for t in tokens])
+    lengths = tuple(len(t) for t in tokens)
     padded = pad_sequence(tokens, batch_first=True)  # (B, T, D)
-    return Features(padded, torch.arange(padded.shape[1]) < lengths.unsqueeze(1))
+    mask = torch.arange(padded.shape[1]) < torch.tensor(lengths).unsqueeze(1)
+    return Features(padded, mask, lengths)

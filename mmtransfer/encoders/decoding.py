@@ -124,15 +124,25 @@ def join_windows(tokens: Tensor, mask: Tensor, windows: Tensor) -> tuple[Tensor,
     return joined.flatten(1, 2), (mask[chosen] & real).flatten(1, 2)
 
 
-def part_windows(features: Features, size: int) -> tuple[Tensor, Tensor, Tensor]:
+# Numbers of windows differ from batch to batch: a compiler would begin anew with each of them.
+@torch.compiler.disable
+def part_windows(features: Features, size: int) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """The windows that `join_windows` lined up, of `size` tokens each but for a row's last one.
 
-    -> tokens (W, T, D), mask (W, T), windows (B, K)
+    -> tokens (W, T, D), mask (W, T), windows (B, K), and how many tokens each window has
     """
     size = min(size, features.tokens.shape[1])
+    known = features.lengths  # else the device is waited for
+    lengths = features.mask.sum(1).tolist() if known is None else known
+    parts = [min(size, length - start) for length in lengths for start in range(0, length, size)]
     short = -features.tokens.shape[1] % size
     tokens = F.pad(features.tokens, (0, 0, 0, short)).unflatten(1, (-1, size))  # (B, K, T, D)
     mask = F.pad(features.mask, (0, short)).unflatten(1, (-1, size))
     real = mask.any(2)  # (B, K)
-    number = real.flatten().cumsum(0).view_as(real) - 1
-    return tokens[real], mask[real], torch.where(real, number, -1)
+    number = (real.flatten().cumsum(0) - 1).view_as(real)
+    places = torch.arange(real.numel(), device=real.device)
+    # Where each window is, without a shape that depends on values; the last place takes the rest.
+    target = torch.where(real, number, len(parts)).flatten()
+    which = places.new_zeros(len(parts) + 1).scatter(0, target, places)[: len(parts)]
+    windows = torch.where(real, number, -1)
+    return tokens.flatten(0, 1)[which], mask.flatten(0, 1)[which], windows, parts

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mmtransfer.encoders.base import Encoder, split_stages
 from mmtransfer.encoders.decoding import join_windows, part_windows
+from mmtransfer.encoders.grouping import by_length
 from mmtransfer.encoders.huggingface_collate import (
     ImageCollate,
     TextCollate,
@@ -25,13 +26,12 @@ from mmtransfer.encoders.huggingface_collate import (
 from mmtransfer.encoders.huggingface_load import load_pretrained, modality_of, rebuild, strip
 from mmtransfer.encoders.huggingface_sound import (
     AudioCollate,
-    by_length,
     hear,
     takes_mask,
     window_tokens,
 )
 from mmtransfer.encoders.huggingface_stages import Layout, divide, entering, layout_of, run_above
-from mmtransfer.encoders.numbers import check_count, check_positive
+from mmtransfer.encoders.numbers import check_count
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
@@ -201,14 +201,16 @@ class HuggingFaceEncoder(Encoder):
     def _sound(
         self,
         until: nn.Module | None,
-        sound: Tensor,
         windows: Tensor,
         sound_mask: Tensor | None = None,
+        **sounds: Tensor,
     ) -> Features:
         def hidden_of(**given: Tensor) -> Tensor:
             return self._hidden(until, **given)
 
-        hidden, heard, real = hear(self.model, self.processor, hidden_of, sound, sound_mask)
+        hidden, heard, real = hear(
+            self.model, self.processor, hidden_of, list(sounds.values()), sound_mask
+        )
         if until is None:
             return Features(*join_windows(hidden, real, windows))
         marked = torch.cat([hidden, real.unsqueeze(-1).to(hidden.dtype)], -1)  # (W, T, D + 1)
@@ -216,14 +218,13 @@ class HuggingFaceEncoder(Encoder):
 
     def _sound_above(self, layout: Layout, depth: int, activations: Features) -> Features:
         size = window_tokens(self.model, self.processor, self.window_seconds)
-        marked, heard, windows = part_windows(activations, size)
+        marked, heard, windows, lengths = part_windows(activations, size)
         x, real = marked[..., :-1], marked[..., -1] > 0.5
         if takes_mask(self.processor):
             hidden = run_above(self.model, layout, depth, x, heard)
         else:
-            hidden, _ = by_length(
-                heard.sum(1).tolist(),
-                lambda which, n: run_above(self.model, layout, depth, x[which, :n]),
+            hidden = by_length(
+                x, heard, lengths, lambda group: run_above(self.model, layout, depth, group)
             )
         return Features(*join_windows(hidden, real & heard, windows))
 
@@ -285,7 +286,7 @@ class HuggingFaceEncoder(Encoder):
 
 
 def check_own(modality: str, **options: Any) -> None:
-    """Raise `ValueError` for an option of another modality, or one that is not above zero."""
+    """Raise `ValueError` for an option of another modality, or a count that is not above zero."""
     owners = {"size": "image", "max_tokens": "text", "window_seconds": "audio"}
     for name, value in options.items():
         if value is None:
@@ -296,7 +297,5 @@ def check_own(modality: str, **options: Any) -> None:
                 f"{name} is for models of {owners[name]}, this one's modality is {modality}; "
                 f"its own: {', '.join(own)}"
             )
-        if name == "window_seconds":
-            check_positive(name, value)
-        else:
+        if name != "window_seconds":  # whose bounds depend on the model
             check_count(name, value)

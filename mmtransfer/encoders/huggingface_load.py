@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from mmtransfer.encoders.following import follow, follow_rate
+from mmtransfer.encoders.huggingface_attention import attend_without_waiting
 from mmtransfer.encoders.huggingface_stages import layout_of
 from mmtransfer.registry import nearest
 
@@ -129,4 +130,5 @@ def strip(model: Any) -> Any:
         follow(model.encoder.dropout, position)
     if model.config.model_type == "whisper":
         follow_rate(model, model.conv1)
+    attend_without_waiting(model)
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtransfer.encoders.decoding import decode_audio, index_windows, split_windows
+from mmtransfer.encoders.grouping import group_windows, in_quarters, renumbered, stack_groups
+from mmtransfer.encoders.numbers import check_seconds
 
 # The frames of Kaldi's filter banks, which AST hears: 25 ms, one every 10 ms.
 FRAME_SECONDS, STEP_SECONDS = 0.025, 0.010
@@ -41,26 +43,35 @@ def fixed_frames(processor: Any) -> int | None:
 def window_samples(processor: Any, window_seconds: float | None) -> int:
     """Samples of a window of the length wanted, or of the usual one.
 
-    Raises `ValueError` for more than the model hears at once.
+    Raises `ValueError` for more than the model hears at once, and for less than 0.05 s.
     """
-    frames, longest = fixed_frames(processor), math.inf
+    frames, longest, rate = fixed_frames(processor), math.inf, processor.sampling_rate
     chunk = getattr(processor, "chunk_length", None)
     if frames is not None:
         longest = chunk or (frames - 1) * STEP_SECONDS + FRAME_SECONDS
-    if window_seconds is not None and not 0 < window_seconds <= longest:
+    if window_seconds is None:
+        window_seconds = min(chunk or 10.0, longest)
+    check_seconds("window_seconds", window_seconds, rate, shortest_samples(rate))
+    if window_seconds > longest:
         raise ValueError(
-            f"window_seconds must lie in (0, {longest:g}], found {window_seconds:g}; "
+            f"window_seconds must be at most {longest:g}, found {window_seconds:g}; "
             "longer clips become several windows"
         )
-    return round(processor.sampling_rate * (window_seconds or min(chunk or 10.0, longest)))
+    return round(rate * window_seconds)
+
+
+def shortest_samples(rate: int) -> int:
+    """A twentieth of a second: less than the receptive field would give no frame at all."""
+    return rate // 20
 
 
 class AudioCollate:
     """Sounds to `sound (W, ...)`, `sound_mask (W, L)` and `windows (B, K)` of each row.
 
     A clip longer than `window_seconds` becomes several windows.  L counts samples of a waveform
-    and frames of a spectrogram; of other kinds of input there is no mask.
-    Raises `ValueError` for windows longer than what the model hears.
+    and frames of a spectrogram; of other kinds of input there is no mask.  For models whose group
+    norm sees padding, which no mask helps, windows come in groups of one length (`grouping`).
+    Raises `ValueError` for windows longer than what the model hears, or of less than 0.05 s.
     """
 
     def __init__(self, processor: Any, window_seconds: float | None) -> None:
@@ -73,11 +84,12 @@ class AudioCollate:
         windows, counts = [], []
         for value in values:
             cut = split_windows(decode_audio(value).at(rate), length, length)
-            # A sliver of sound shorter than the receptive field would give no frame at all.
-            windows += [np.pad(w, (0, max(0, rate // 20 - len(w)))) for w in cut]
+            windows += [np.pad(w, (0, max(0, shortest_samples(rate) - len(w)))) for w in cut]
             counts.append(len(cut))
         options = {"padding": True, "return_attention_mask": True} if raw else {}
         coded = self.processor(windows, sampling_rate=rate, return_tensors="pt", **options)
+        if raw and not takes_mask(self.processor):
+            return self._grouped(coded[self.name], coded["attention_mask"], index_windows(counts))
         inputs = {"sound": coded[self.name], "windows": index_windows(counts)}
         frames = fixed_frames(self.processor)
         if raw:
@@ -86,6 +98,12 @@ class AudioCollate:
             real = torch.tensor([self._frames(len(window)) for window in windows])
             inputs["sound_mask"] = (torch.arange(frames) < real.unsqueeze(1)).long()
         return inputs
+
+    def _grouped(self, sound: Tensor, mask: Tensor, windows: Tensor) -> dict[str, Tensor]:
+        groups, order = group_windows(sound, mask.sum(1).tolist(), self.processor.sampling_rate)
+        longest = groups["sound"].shape[1]
+        mask = F.pad(mask, (0, longest - mask.shape[1]))[order]
+        return {**groups, "windows": renumbered(windows, order), "sound_mask": mask}
 
     def _frames(self, samples: int) -> int:
         """Frames of the spectrogram that hold sound."""
@@ -99,28 +117,25 @@ def hear(
     model: Any,
     processor: Any,
     hidden_of: Callable[..., Tensor],
-    sound: Tensor,
+    sounds: Sequence[Tensor],
     sound_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a model on windows of sound, each as if it were alone.
 
     hidden_of: the model's inputs as keywords -> (W, T, D)
+    sounds: groups of windows, longest first; several where no mask helps against padding
     -> tokens (W, T, D), those that attention looks at (W, T), those of real sound (W, T)
     """
     name = model.main_input_name
-    if sound_mask is None or sound.ndim == 3:  # spectrograms: the model hears their padding too
-        hidden = hidden_of(**{name: sound})
+    if sound_mask is None or sounds[0].ndim == 3:  # spectrograms: the model hears their padding too
+        hidden = hidden_of(**{name: sounds[0]})
         heard = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         return hidden, heard, heard if sound_mask is None else _tokens(model.config, sound_mask)
     if takes_mask(processor):
-        hidden = hidden_of(**{name: sound}, attention_mask=sound_mask)
+        hidden = hidden_of(**{name: sounds[0]}, attention_mask=sound_mask)
         real = model._get_feature_vector_attention_mask(hidden.shape[1], sound_mask).bool()
         return hidden, real, real
-    # Group norm sees padding and no mask helps.  Windows of one length, in quarters of a second,
-    # go together; so no other clip of the batch changes what a clip is padded with.
-    lengths = [_in_quarters(n, processor.sampling_rate) for n in sound_mask.sum(1).tolist()]
-    sound = F.pad(sound, (0, max(lengths) - sound.shape[1]))
-    hidden, heard = by_length(lengths, lambda which, n: hidden_of(**{name: sound[which, :n]}))
+    hidden, heard = stack_groups([hidden_of(**{name: sound}) for sound in sounds])
     real = model._get_feature_vector_attention_mask(hidden.shape[1], sound_mask).bool()
     return hidden, heard, real
 
@@ -144,32 +159,7 @@ def window_tokens(model: Any, processor: Any, window_seconds: float | None) -> i
         return int(model.embeddings.position_embeddings.shape[1])
     samples = window_samples(processor, window_seconds)
     if not takes_mask(processor):
-        samples = _in_quarters(samples, processor.sampling_rate)
-    return int(model._get_feat_extract_output_lengths(samples))
-
-
-def _in_quarters(samples: int, rate: int) -> int:
-    """Samples of the shortest number of quarters of a second that holds so many."""
-    quarter = rate // 4
-    return math.ceil(samples / quarter) * quarter
-
-
-def by_length(lengths: list[int], encode: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor]:
-    """Run windows of one length together, so that none of them needs padding.
-
-    encode: numbers (N,) of windows and their length -> tokens (N, T', D)
-    -> tokens (W, T, D), mask (W, T) of those that there are
-    """
-    parts = []
-    for length in sorted(set(lengths), reverse=True):
-        which = torch.tensor([w for w, n in enumerate(lengths) if n == length])
-        found = encode(which, length)
-        parts.append((which.to(found.device), found))
-    longest = parts[0][1]
-    tokens = longest.new_zeros(len(lengths), *longest.shape[1:])
-    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    for which, found in parts:
-        short = tokens.shape[1] - found.shape[1]
-        tokens = tokens.index_copy(0, which, F.pad(found, (0, 0, 0, short)))
-        mask[which, : found.shape[1]] = True
-    return tokens, mask
+        samples = in_quarters(samples, processor.sampling_rate)
+    for kernel, stride in zip(model.config.conv_kernel, model.config.conv_stride, strict=True):
+        samples = (samples - kernel) // stride + 1
+    return samples

@@ -20,6 +20,7 @@ from mmtransfer.encoders.decoding import (
     part_windows,
     split_windows,
 )
+from mmtransfer.encoders.numbers import check_seconds
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
@@ -100,8 +101,9 @@ class KeywordTransformer(Encoder):
         super().__init__()
         if tokens not in TOKENS:
             raise ValueError(f"unknown tokens {tokens!r}.{nearest(tokens, TOKENS)}")
-        if not 0 < hop_seconds <= 1:
-            raise ValueError(f"hop_seconds must lie in (0, 1], found {hop_seconds}")
+        check_seconds("hop_seconds", hop_seconds, model["sample_rate"])
+        if hop_seconds > 1:
+            raise ValueError(f"hop_seconds must be at most 1, found {hop_seconds}")
         self.model, self.tokens, self.hop_seconds = model, tokens, hop_seconds
         hidden = model["hidden_size"]
         self.width = 2 * hidden if tokens == "mean" else hidden
@@ -169,7 +171,7 @@ class KeywordTransformer(Encoder):
         return Features(*join_windows(x, mask, inputs["windows"]))
 
     def above(self, depth: int, activations: Features) -> Features:
-        x, _, windows = part_windows(activations, self.stem.position.shape[1])
+        x, _, windows, _ = part_windows(activations, self.stem.position.shape[1])
         for block in self.blocks[depth - 1 :]:
             x = block(x)
         return self._joined(x, windows)

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.encoders.numbers import check_count
+from mmtransfer.encoders.numbers import (
+    check_channels,
+    check_count,
+    check_finite,
+    check_positive,
+    check_share,
+    check_widths,
+)
 from mmtransfer.encoders.pixels import SquareCollate
 from mmtransfer.features import Features
 from mmtransfer.registry import register_encoder
@@ -42,10 +49,11 @@ class DenseEncoder(Encoder):
             raise ValueError(f"shape must list the sides of an array, found {shape!r}")
         for name, value in [("size", size), *(("shape", side) for side in shape or ())]:
             check_count(name, value)
-        if not widths:
-            raise ValueError("widths must name at least one layer, found none")
-        if not deviation > 0:
-            raise ValueError(f"deviation must be positive, found {deviation}")
+        check_channels(channels)
+        check_widths("widths", widths)
+        check_share("dropout", dropout)
+        check_finite("mean", mean)
+        check_positive("deviation", deviation)
         self.shape, self.size, self.channels = shape and list(shape), size, channels
         self.widths, self.dropout = list(widths), dropout
         self.mean, self.deviation = mean, deviation

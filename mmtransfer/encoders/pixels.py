@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmtransfer.encoders.decoding import decode_image
+from mmtransfer.encoders.numbers import check_channels
 
 
 class TransformCollate:
@@ -27,8 +28,7 @@ class SquareCollate:
     """The middle square of each picture at `size` pixels, RGB or grey, scaled to [-1, 1]."""
 
     def __init__(self, size: int, channels: int) -> None:
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), found {channels}")
+        check_channels(channels)
         self.size, self.mode = size, "RGB" if channels == 3 else "L"
 
     def __call__(self, values: list[Any]) -> dict[str, Tensor]:

@@ -115,7 +115,7 @@ class SentenceEncoder(HuggingFaceEncoder):
             processor,
             "none" if tokens else _pool(pooling, source),
             "Normalize" in paths,
-            max_tokens or options.get("max_seq_length"),
+            options.get("max_seq_length") if max_tokens is None else max_tokens,
             prompt,
             options.get("do_lower_case", False),
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.encoders.numbers import check_count
+from mmtransfer.encoders.numbers import check_channels, check_count, check_widths
 from mmtransfer.encoders.pixels import SquareCollate
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
@@ -38,10 +38,12 @@ class SmallCNN(Encoder):
         if pool not in POOLS:
             raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
         check_count("size", size)
-        if not widths or size < 2 ** len(widths):
+        check_channels(channels)
+        check_widths("widths", widths)
+        if size < 2 ** len(widths):
             raise ValueError(
                 f"{len(widths)} blocks halve a picture so often: size must be at least "
-                f"{2 ** max(1, len(widths))} and widths not empty, found {size}"
+                f"{2 ** len(widths)}, found {size}"
             )
         self.size, self.channels, self.widths, self.pool = size, channels, list(widths), pool
         self.blocks = nn.ModuleList(

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.decoding import decode_audio
-from mmtransfer.encoders.numbers import check_count, check_positive
+from mmtransfer.encoders.numbers import check_count, check_seconds, check_widths
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
@@ -71,11 +71,12 @@ class SpectrogramCNN(Encoder):
             raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
         check_count("rate", rate)
         check_count("n_mels", n_mels)
-        check_positive("window_seconds", window_seconds)
-        check_positive("hop_seconds", hop_seconds)
-        if not widths or n_mels % 2 ** len(widths):
+        check_seconds("window_seconds", window_seconds, rate)
+        check_seconds("hop_seconds", hop_seconds, rate)
+        check_widths("widths", widths)
+        if n_mels % 2 ** len(widths):
             raise ValueError(
-                f"n_mels must be a multiple of {2 ** max(1, len(widths))}, which {len(widths)} "
+                f"n_mels must be a multiple of {2 ** len(widths)}, which {len(widths)} "
                 f"blocks halve so often, found {n_mels}"
             )
         self.rate, self.n_mels, self.widths, self.pool = rate, n_mels, list(widths), pool

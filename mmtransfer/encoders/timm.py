@@ -77,8 +77,7 @@ class TimmEncoder(Encoder):
         if self.pool == "first" and not getattr(model, "num_prefix_tokens", 0):
             raise ValueError(f"pool 'first' needs a class token, {self.name!r} has none")
         if self.features_only:
-            levels = self.out_indices
-            levels = [levels] if isinstance(levels, int) else list(levels)
+            levels = level_numbers(self.out_indices)
             if not hasattr(model, "forward_intermediates"):
                 raise ValueError(f"timm knows no feature levels of {self.name!r}")
             try:
@@ -218,6 +217,13 @@ def check_pool(pool: str, features_only: bool) -> None:
         raise ValueError(f"unknown pool {pool!r}.{nearest(pool, POOLS)}")
     if features_only and pool in ("first", "head"):
         raise ValueError(f"pool {pool!r} needs the whole model: leave features_only out")
+
+
+def level_numbers(chosen: Any) -> list[int]:
+    levels = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+    if not levels or any(type(level) is not int for level in levels):
+        raise ValueError(f"out_indices must be a whole number or a list of them, found {chosen!r}")
+    return levels
 
 
 def create(

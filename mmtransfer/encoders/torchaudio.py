@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,8 @@ from mmtransfer.encoders.decoding import (
     split_windows,
 )
 from mmtransfer.encoders.following import follow
+from mmtransfer.encoders.grouping import group_windows, renumbered, stack_groups
+from mmtransfer.encoders.numbers import check_seconds
 from mmtransfer.encoders.weights import fill, read_weights
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
@@ -33,11 +34,14 @@ class WaveformCollate:
     """Sounds to `sound (W, L)`, `lengths (W,)` in samples and `windows (B, K)` of each row.
 
     normalise: each window has mean 0 and variance 1, as the large models were trained
+    grouped: windows come in groups of one length (`grouping`), of models that see padding
     """
 
-    def __init__(self, rate: int, seconds: float, normalise: bool, shortest: int) -> None:
+    def __init__(
+        self, rate: int, seconds: float, normalise: bool, shortest: int, grouped: bool
+    ) -> None:
         self.rate, self.length, self.normalise = rate, round(rate * seconds), normalise
-        self.shortest = shortest
+        self.shortest, self.grouped = shortest, grouped
 
     def __call__(self, values: list[Any]) -> dict[str, Tensor]:
         windows, counts = [], []
@@ -49,11 +53,13 @@ class WaveformCollate:
                 window = torch.from_numpy(np.pad(samples, (0, short)))
                 windows.append(F.layer_norm(window, window.shape) if self.normalise else window)
             counts.append(len(cut))
-        return {
-            "sound": pad_sequence(windows, batch_first=True),
-            "lengths": torch.tensor([len(window) for window in windows]),
-            "windows": index_windows(counts),
-        }
+        sound, index = pad_sequence(windows, batch_first=True), index_windows(counts)
+        lengths = [len(window) for window in windows]
+        if not self.grouped:
+            return {"sound": sound, "lengths": torch.tensor(lengths), "windows": index}
+        groups, order = group_windows(sound, lengths, self.rate)
+        ordered = torch.tensor([lengths[w] for w in order])
+        return {**groups, "lengths": ordered, "windows": renumbered(index, order)}
 
 
 @register_encoder("torchaudio")
@@ -86,8 +92,6 @@ class TorchaudioEncoder(Encoder):
         for what, chosen, valid in (("kind", kind, KINDS), ("pool", pool, POOLS)):
             if chosen not in valid:
                 raise ValueError(f"unknown {what} {chosen!r}.{nearest(chosen, valid)}")
-        if not window_seconds > 0:
-            raise ValueError(f"window_seconds must be positive, found {window_seconds}")
         # A layer that is skipped at random would leave its parameters without a gradient.
         self.model = {**model, "encoder_layer_drop": 0.0, "aux_num_out": None}
         self.kind, self.rate, self.normalise = kind, rate, normalise
@@ -97,7 +101,10 @@ class TorchaudioEncoder(Encoder):
         follow(transformer.dropout, transformer.pos_conv_embed)
         self.width = model["encoder_embed_dim"]
         shortest = receptive_field(self.network)
-        self.collate = WaveformCollate(rate, window_seconds, normalise, shortest)
+        check_seconds("window_seconds", window_seconds, rate, shortest)
+        # Group norm sees padding, WavLM takes no mask.
+        grouped = kind == "WavLM" or self._sees_padding()
+        self.collate = WaveformCollate(rate, window_seconds, normalise, shortest, grouped)
 
     @classmethod
     def from_pretrained(
@@ -157,56 +164,32 @@ class TorchaudioEncoder(Encoder):
             return ()  # its first layer makes the relative positions that all layers read
         return range(2, len(self.stages))
 
-    def forward(self, sound: Tensor, lengths: Tensor, windows: Tensor) -> Features:
-        """sound (W, L), lengths (W,), windows (B, K) of each row -> tokens (B, T, width)."""
-        return self._pooled(Features(*join_windows(*self._encode(sound, lengths), windows)))
+    def forward(self, lengths: Tensor, windows: Tensor, **sounds: Tensor) -> Features:
+        """sounds (N, L) by group, lengths (W,), windows (B, K) -> tokens (B, T, width)."""
+        tokens, mask = self._encode(list(sounds.values()), lengths)
+        return self._pooled(Features(*join_windows(tokens, mask, windows)))
 
     def below(self, depth: int, **inputs: Tensor) -> Features:
-        tokens, mask = self._encode(inputs["sound"], inputs["lengths"], depth)
+        sounds = [value for name, value in inputs.items() if name not in ("lengths", "windows")]
+        tokens, mask = self._encode(sounds, inputs["lengths"], depth)
         return Features(*join_windows(tokens, mask, inputs["windows"]))
 
     def above(self, depth: int, activations: Features) -> Features:
-        length = torch.tensor([round(self.rate * self.window_seconds)])
-        tokens, mask, windows = part_windows(activations, int(self._frames(length)))
+        tokens, mask, windows, _ = part_windows(activations, self._longest)
         tokens = self._layers(tokens, mask, depth - 2, None)
         return self._pooled(Features(*join_windows(tokens, mask, windows)))
 
     def _encode(
-        self, sound: Tensor, lengths: Tensor, depth: int | None = None
+        self, sounds: Sequence[Tensor], lengths: Tensor, depth: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(W, L), (W,) -> tokens (W, T, D) that enter stage `depth`, or leave, and mask (W, T)."""
+        """(N, L) by group, (W,) -> tokens (W, T, D) that enter stage `depth`, or leave; mask."""
         frames = self._frames(lengths)  # (W,)
-        if self.kind == "Wav2Vec2" and not self._sees_padding():
-            tokens = self._run(sound, frames, depth)
-        else:
-            tokens = self._by_length(sound, lengths, frames, depth)
+        parts = frames.split([len(sound) for sound in sounds])
+        found = [self._run(s, f, depth) for s, f in zip(sounds, parts, strict=True)]
         # At a cut, each window but the last is full: no padding beyond the longest of them.
-        tokens = tokens[:, : int(self._frames(torch.tensor(sound.shape[1])))]
-        mask = torch.arange(tokens.shape[1], device=sound.device) < frames.unsqueeze(1)
+        tokens = stack_groups(found)[0][:, : self._longest]
+        mask = torch.arange(tokens.shape[1], device=tokens.device) < frames.unsqueeze(1)
         return tokens, mask
-
-    def _by_length(
-        self, sound: Tensor, lengths: Tensor, frames: Tensor, depth: int | None
-    ) -> Tensor:
-        """Windows of one length, in quarters of a second, go together.
-
-        Group norm sees padding, WavLM takes no mask: so no other clip changes what a clip is
-        padded with.
-        """
-        quarter = self.rate // 4
-        rounded = [math.ceil(n / quarter) * quarter for n in lengths.tolist()]
-        sound = F.pad(sound, (0, max(rounded) - sound.shape[1]))
-        parts = {}
-        for length in sorted(set(rounded), reverse=True):
-            chosen = [w for w, n in enumerate(rounded) if n == length]
-            which = torch.tensor(chosen, device=sound.device)
-            parts[length] = which, self._run(sound[which, :length], frames[which], depth)
-        longest = parts[max(rounded)][1]
-        tokens = longest.new_zeros(len(rounded), *longest.shape[1:])
-        for which, found in parts.values():
-            padded = F.pad(found, (0, 0, 0, tokens.shape[1] - found.shape[1]))
-            tokens = tokens.index_copy(0, which, padded)
-        return tokens
 
     def _run(self, sound: Tensor, frames: Tensor, depth: int | None) -> Tensor:
         encoder = self.network.encoder
@@ -232,11 +215,16 @@ class TorchaudioEncoder(Encoder):
             x = transformer.layer_norm(x)
         return x
 
-    def _frames(self, lengths: Tensor) -> Tensor:
-        """Samples -> frames that the convolutions make of them."""
+    @property
+    def _longest(self) -> int:
+        """Frames of a full window."""
+        return int(self._frames(round(self.rate * self.window_seconds)))
+
+    def _frames(self, samples: Any) -> Any:
+        """Samples, a number or (W,) of it, -> frames that the convolutions make of them."""
         for layer in self.network.feature_extractor.conv_layers:
-            lengths = (lengths - layer.kernel_size).div(layer.stride, rounding_mode="floor") + 1
-        return lengths.clamp_min(0)
+            samples = (samples - layer.kernel_size) // layer.stride + 1
+        return samples.clamp_min(0) if isinstance(samples, Tensor) else max(0, samples)
 
     def _sees_padding(self) -> bool:
         return any(isinstance(m, nn.GroupNorm) for m in self.network.feature_extractor.modules())

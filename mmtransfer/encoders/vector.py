@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtransfer.encoders.base import Encoder
+from mmtransfer.encoders.numbers import check_count, check_share, check_widths
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
 
@@ -51,6 +52,10 @@ class VectorEncoder(Encoder):
         max_categories: int = 1000,
     ) -> None:
         super().__init__()
+        check_count("width", width)
+        check_widths("hidden", hidden, least=0)
+        check_share("dropout", dropout)
+        check_count("max_categories", max_categories)
         self.numbers, self.categories = numbers, categories
         self.width, self.hidden, self.dropout = width, list(hidden), dropout
         self.max_categories = max_categories

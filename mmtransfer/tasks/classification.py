@@ -161,7 +161,7 @@ class Classification(Task):
         loss = F.cross_entropy(
             logits.float(),
             targets if targets.ndim == 1 else targets.clamp_min(0),
-            weight=None if weights is None else weights.to(logits.device),
+            weight=None if weights is None else weights.to(logits.device, non_blocking=True),
             ignore_index=IGNORE,
             reduction="none",
             label_smoothing=smoothing,
@@ -172,7 +172,7 @@ class Classification(Task):
         weights, known = self._known_weights(), self.labelled(targets)
         if weights is None:
             return known.float()
-        weights = weights.to(targets.device)
+        weights = weights.to(targets.device, non_blocking=True)
         if targets.ndim == 2:  # shares of classes
             return targets.clamp_min(0) @ weights
         return torch.where(known, weights[targets.clamp_min(0)], 0)

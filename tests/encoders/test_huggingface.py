@@ -153,6 +153,7 @@ def test_a_bad_pool_is_named(made: Callable[[str], Any]) -> None:
         ("bert", "size=32", "size is for models of image, .* text; its own: max_tokens"),
         ("vit", "max_tokens=3", "max_tokens is for models of text, .* image; its own: size"),
         ("whisper", "size=3", "size is for models of image, .*; its own: window_seconds"),
+        ("whisper", "window_seconds=1e-3", "window_seconds must be at least 0.05, found 0.001"),
         ("whisper", "window_seconds=a", "window_seconds must be a number above zero, found 'a'"),
     ],
 )
@@ -292,6 +293,20 @@ def test_tiny_encoders_keep_the_contract(name: str, pool: str, picture: Maker, c
     assert encoder.width == 16
     check_encoder(encoder, values[name])
     assert not encoder.pretrained
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tiny-vit?layers=0", "layers must be a whole number above zero, found 0"),
+        ("tiny-vit?patch=64", "patch must be at most size, 32, found 64"),
+        ("tiny-bert?max_tokens=-1", "max_tokens must be a whole number above zero, found -1"),
+        ("tiny-wav2vec2?width=6", "width must be a multiple of 4, found 6"),
+    ],
+)
+def test_bad_sizes_of_tiny_encoders_are_named(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_encoder(spec)
 
 
 @pytest.fixture(scope="module")

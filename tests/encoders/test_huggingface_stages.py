@@ -12,6 +12,7 @@ import transformers
 
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.encoders.huggingface import HuggingFaceEncoder
+from mmtransfer.encoders.huggingface_attention import NAME
 from mmtransfer.encoders.huggingface_stages import LAYOUTS
 from mmtransfer.features import Features
 from mmtransfer.testing import check_cuts
@@ -173,7 +174,7 @@ def test_attention_is_sdpa_wherever_transformers_has_it(kind: Any, tmp_path: Pat
     encoder.save(tmp_path)
     for one in (encoder, type(encoder).load(tmp_path)):
         used = one.model.config._attn_implementation
-        assert (used == "sdpa") == one.model._supports_sdpa
+        assert (used == NAME) == one.model._supports_sdpa
         assert one.model._supports_sdpa or kind.name.startswith(
             ("wavlm", "resnet", "mobilenet", "convnext")
         )

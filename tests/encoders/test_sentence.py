@@ -150,3 +150,10 @@ def test_what_is_no_sentence_model_is_refused(made: Callable[[str], Any]) -> Non
         build_encoder("sentence:./nowhere")
     with pytest.raises(ValueError, match="no option 'token'.*Did you mean 'tokens'"):
         build_encoder(f"sentence:{bert}?token=true")
+
+
+@pytest.mark.parametrize("count", [0, -2, 1.5])
+def test_a_bad_number_of_tokens_is_named(count: float, directory: Path) -> None:
+    message = f"max_tokens must be a whole number above zero, found {count}"
+    with pytest.raises(ValueError, match=message):
+        build_encoder(f"sentence:{directory}?max_tokens={count}")

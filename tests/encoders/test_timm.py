@@ -261,6 +261,7 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.Monke
         ("timm:test_resnet?pretrained=false&pool=first", "needs a class token"),
         ("timm:test_vit?features_only=true&pool=head", "needs the whole model"),
         ("timm:test_resnet?pretrained=false&features_only=true&out_indices=9", "no level"),
+        ("timm:test_resnet?pretrained=false&features_only=true&out_indices=1.5", "found 1.5"),
         ("timm:test_vit?out_indexes=2", "no option 'out_indexes'.*mean 'out_indices'"),
         ('timm:test_vit?pretrained=false&model_args={"no_such":1}', "unexpected keyword"),
     ],

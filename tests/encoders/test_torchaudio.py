@@ -213,5 +213,8 @@ def test_mistakes_in_options_are_named(tmp_path: Path) -> None:
         small("base", pool="man")
     with pytest.raises(ValueError, match="unknown kind 'Wavlm'.*mean 'WavLM'"):
         TorchaudioEncoder(SMALL, "Wavlm")
-    with pytest.raises(ValueError, match="window_seconds must be positive, found 0"):
-        small("base", window_seconds=0)
+    for seconds in (0, -1, float("nan"), float("inf"), "long", True):
+        with pytest.raises(ValueError, match=f"window_seconds must be a number .*{seconds!r}"):
+            small("base", window_seconds=seconds)
+    with pytest.raises(ValueError, match="at least 0.01875, found 0.018"):
+        small("base", window_seconds=0.018)
