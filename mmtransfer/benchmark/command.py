@@ -13,7 +13,7 @@ from mmtransfer.benchmark.cells import save_split
 from mmtransfer.benchmark.ensemble import Recipe
 from mmtransfer.benchmark.examples import encode_splits
 from mmtransfer.benchmark.fusion import Plan, compare, members_of
-from mmtransfer.benchmark.report import draw, removal, show, summarise
+from mmtransfer.benchmark.report import draw, markdown, removal, show, summarise
 from mmtransfer.data.rows import Rows, load_rows, with_label_names
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.training.options import TrainingOptions
@@ -111,9 +111,11 @@ def fusion_benchmark(
         "data": {split: len(rows) for split, rows in splits.items()} | {"mark": mark},
         "plan": plain({k: v for k, v in asdict(plan).items() if k != "features"}),
     }
-    summary = {"summary": summarise(results), "removal": removal(results)}
+    summary: dict[str, Any] = {"summary": summarise(results), "removal": removal(results)}
     text = json.dumps(about | summary | plain(results), indent=1)
     (output / "results.json").write_text(text + "\n")
+    if results["members"]:
+        (output / "tables.md").write_text(markdown(summary["summary"], summary["removal"]))
     print(f"results.json, accuracy.png, subsets.png and noise.png are in {output}")
     if results["failures"]:
         raise SystemExit(1)

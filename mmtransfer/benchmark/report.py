@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def summarise(results: Results) -> list[dict[str, Any]]:
                 "lr": results["rates"][member],
                 "parameters": runs[0]["parameters"],
                 "seconds": mean([run["seconds"] for run in runs]),
+                "cpu": mean([run["cpu"] for run in runs]),
                 "subsets": {
                     name: mean([run["subsets"][name][task] for run in runs])
                     for name in runs[0]["subsets"]
@@ -110,6 +111,36 @@ def show(results: Results) -> None:
         for name, pair in kept.items():
             table.add_row(name, *(f"{100 * value:.1f}" for value in pair.values()))
         console.print(table)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], removed: Mapping[str, Any]) -> str:
+    """The tables of `summarise` and `removal` for a page."""
+    others, names = list(rows[0]["others"]), list(rows[0]["subsets"])
+    heads = ["fusion", "accuracy", "p", *others, "ECE", "rate", "parameters", "CPU s"]
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    for row in rows:
+        lines.append(
+            [
+                f"`{row['fusion']}`",
+                f"{100 * row['accuracy']:.1f} ± {100 * row['interval']:.1f}",
+                "" if row["p"] is None else f"{row['p']:.3f}",
+                *(f"{100 * row['others'][name]:.1f}" for name in others),
+                f"{100 * row['ece']:.1f}",
+                f"{row['lr']:g}",
+                f"{row['parameters'] / 1e6:.2f} M",
+                f"{row['cpu']:.0f}",
+            ]
+        )
+    lines += [[], ["only", *names], ["---"] + ["---:"] * len(names)]
+    for row in rows:
+        cells = (f"{100 * row['subsets'][name]:.1f}" for name in names)
+        lines.append([f"`{row['fusion']}`", *cells])
+    lines += [[], ["fusion", "left", "removed at test", "trained without"]]
+    lines.append(["---", "---", "---:", "---:"])
+    for member, kept in removed.items():
+        for name, pair in kept.items():
+            lines.append([f"`{member}`", name, *(f"{100 * value:.1f}" for value in pair.values())])
+    return "\n".join(f"| {' | '.join(cells)} |" if cells else "" for cells in lines) + "\n"
 
 
 def draw(results: Results, folder: Path) -> list[Path]:
