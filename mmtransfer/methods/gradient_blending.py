@@ -28,9 +28,8 @@ class GradientBlending(Method):
     for the true one, the loss of the others for the training loss.  Both are averaged over `every`
     steps, for the joint output and for each unimodal head.  From the first such stretch to the
     latest the true loss has fallen by G and the gap between the two has grown by O; the weights of
-    the losses are proportional to `G / O^2` and add up to 1.  A loss with G below 0 has no weight,
-    and where that is so for all, or a modality had no row, the weights stay.  Until two stretches
-    are over, all weights are equal.
+    the losses are proportional to `G / O^2`, no less than 0, and add up to 1.  Where no G is above
+    0, or a modality had no row, the weights stay.  Until two stretches are over, all are equal.
 
     The paper measures G and O on copies of the model that train on each loss alone; here it is the
     model itself, and from its beginning, as few rows cannot tell what one stretch changed. What
@@ -38,16 +37,20 @@ class GradientBlending(Method):
 
     share: of the training rows that are held out, in (0, 1)
     every: steps of a stretch
+    even: share of the weight that is given to all losses alike, lest the joint one, which alone
+        trains the fusion, is left without; 0 as in the paper
     """
 
     needs = ("unimodal", "trained_encoders", "numbered_rows")
 
-    def __init__(self, share: float = 0.1, every: int = 100) -> None:
+    def __init__(self, share: float = 0.1, every: int = 100, even: float = 0.2) -> None:
         if not 0 < share < 1:
             raise ValueError(f"the share of held-out rows must lie in (0, 1), found {share}")
         if every < 1:
             raise ValueError(f"gradient_blending needs at least 1 step a stretch, found {every}")
-        self.share, self.every = share, every
+        if not 0 <= even <= 1:
+            raise ValueError(f"the even share of the weight must lie in [0, 1], found {even}")
+        self.share, self.every, self.even = share, every, even
         self.steps = 0  # of the present stretch
         self.weights: Tensor | None = None  # (1 + M,), the joint one first
         # (tasks, 2, 2, 1 + M): sums over trained rows, held-out ones; of losses, what rows weigh
@@ -104,7 +107,7 @@ class GradientBlending(Method):
         means = torch.einsum("t,tkm->km", tasks, losses / rows)  # NaN where no row says anything
         first = means if self._first is None else self._first.to(found.device)
         self._first = torch.where(torch.isfinite(first).all(), first, means)
-        weights = blend(self._first, means)
+        weights = blend(self._first, means, self.even)
         self.weights = torch.where(torch.isfinite(weights).all(), weights, self.weights)
         self._sums, self.steps = None, 0
 
@@ -128,7 +131,7 @@ def measured(
     return torch.stack(found)
 
 
-def blend(first: Tensor, now: Tensor) -> Tensor:
+def blend(first: Tensor, now: Tensor, even: float = 0.0) -> Tensor:
     """Mean losses (2, K) on trained and held-out rows, of two stretches -> weights (K,).
 
     NaN where no loss generalises.
@@ -136,4 +139,4 @@ def blend(first: Tensor, now: Tensor) -> Tensor:
     gained = first[1] - now[1]
     overfit = (now[1] - now[0]) - (first[1] - first[0])
     weights = gained.clamp_min(0) / overfit.square().clamp_min(TINY)
-    return weights / weights.sum()
+    return even / len(weights) + (1 - even) * weights / weights.sum()

@@ -32,6 +32,8 @@ def test_weights_are_generalisation_over_squared_overfitting():
     # G = 0.5, 0.5, 0.4;  O = 0.5 - 0, 1.0 - 0.5, 0.1 - 0
     ratio = torch.tensor([0.5 / 0.25, 0.5 / 0.25, 0.4 / 0.01])
     torch.testing.assert_close(blend(before, now), ratio / ratio.sum())
+    some = blend(before, now, even=0.3)
+    torch.testing.assert_close(some, 0.1 + 0.7 * ratio / ratio.sum())
 
 
 def test_a_loss_that_does_not_generalise_has_no_weight():
@@ -69,7 +71,7 @@ class Spy(GradientBlending):
     """Measures by other means: on whole batches, in the order of the rows."""
 
     def __init__(self, rows, share, every):
-        super().__init__(share, every)
+        super().__init__(share, every, even=0.1)
         self.rows, self.measured, self.used = rows, [], []
 
     def on_loss(self, loss, model, batch, outputs):
@@ -95,7 +97,7 @@ def test_the_weights_follow_from_the_losses_of_two_stretches(fit):
     first, *later = (torch.stack(spy.measured[i : i + 2]).mean(0) for i in (0, 2, 4))
     assert all(torch.equal(weights, torch.full((3,), 1 / 3)) for weights in spy.used[:4])
     for step, now in zip((4, 6), later, strict=True):
-        torch.testing.assert_close(spy.used[step], blend(first, now), atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(spy.used[step], blend(first, now, 0.1), atol=1e-3, rtol=1e-2)
         assert not torch.allclose(spy.used[step], spy.used[step - 1], atol=1e-2)
 
 
@@ -126,5 +128,7 @@ def test_a_stream_has_no_rows_to_hold_out():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"in \(0, 1\), found 1"):
         GradientBlending(share=1)
+    with pytest.raises(ValueError, match=r"in \[0, 1\], found 2"):
+        GradientBlending(even=2)
     with pytest.raises(ValueError, match="at least 1 step"):
         GradientBlending(every=0)
