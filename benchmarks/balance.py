@@ -256,7 +256,7 @@ def show(
 
 
 def main(
-    seeds: int = 5,
+    seeds: int = 10,
     rows: int = 800,
     tested: int = 3000,
     epochs: int = 16,
