@@ -44,12 +44,13 @@ class AdaBN(Method):
             raise ValueError(f"the momentum of adabn must lie in (0, 1], found {momentum}")
         self.momentum = momentum
         self.target: Statistics = {}
+        self._seen: list[Batch] = []  # unlabelled ones, in this step
 
     def build(self, model: TransferModel) -> None:
         if not norms(model):
             kinds = ", ".join(type(encoder).__name__ for encoder in model.encoders.values())
             raise ValueError(f"adabn needs an encoder with batch norm, found {kinds}")
-        self.target = {}
+        self.target, self._seen = {}, []
 
     def begin(self, model: TransferModel, look: Look) -> None:
         still = {n: e for n, e in model.encoders.items() if e.pretrained}
@@ -65,12 +66,19 @@ class AdaBN(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.target = {name: (m, v, k) for name, (m, v, k) in state["target"].items()}
+        self._seen = []
 
     def on_loss(self, loss: Tensor, model: TransferModel, batch: Batch, outputs: Outputs) -> Tensor:
         if isinstance(model, FSDPModule):
             raise ValueError("adabn needs a model that is whole: use DDP")
         assert batch.unlabelled is not None
-        for name, (mean, variance, _) in gathered(model, [batch.unlabelled]).items():
+        self._seen.append(batch.unlabelled)
+        return loss
+
+    def on_weights(self, model: TransferModel, step: int) -> None:
+        # Not before: the backward pass needs the source's statistics as they were.
+        seen, self._seen = self._seen, []
+        for name, (mean, variance, _) in gathered(model, seen).items():
             before = self.target.get(name, (mean, variance, 0))
             count = before[2] + 1
             share = max(self.momentum, 1 / count)
@@ -79,7 +87,6 @@ class AdaBN(Method):
                 before[1].to(mean.device).lerp(variance, share),
                 count,
             )
-        return loss
 
     def averaged(self, model: TransferModel) -> Mapping[str, Tensor]:
         return buffers(over_all(model, self.target))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,7 @@ from .test_alignment import encoders, target
 
 
 class Model:
-    class fusion:
-        width = 4
+    fusion = SimpleNamespace(width=4)
 
 
 def prepared(progress: float, **options):
@@ -61,7 +61,7 @@ def test_discriminator_and_vectors_get_opposite_gradients():
         method.module(judged).squeeze(1), torch.tensor([1.0, 1.0, 0.0]), reduction="none"
     )
     expected = 1 + (losses[:2].mean() + losses[2]) / 2
-    assert float(found) == pytest.approx(float(expected))
+    assert found.item() == pytest.approx(expected.item())
     wanted = torch.autograd.grad(expected, [source, unlabelled, *method.module.parameters()])
     got = torch.autograd.grad(found, [source, unlabelled, *method.module.parameters()])
     factor = -2 * ramp(0.5, 10)

@@ -42,7 +42,7 @@ def test_it_is_what_its_definition_says_and_fillers_do_not_count(kernels):
     here = torch.tensor([True] * 6 + [False] * 2)
     there = torch.ones(9, dtype=torch.bool)
     found = discrepancy(more, here, torch.tensor(target), there, kernels)
-    assert float(found) == pytest.approx(expected, rel=1e-9)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_it_is_0_on_average_for_one_distribution_and_larger_the_farther_two_are():
@@ -81,6 +81,6 @@ def test_equal_rows_and_single_ones_give_numbers():
     one = torch.tensor([True, False, False])
     for here in (whole, one, ~whole):
         found = discrepancy(same, here, same, whole, 5)
-        assert float(found) == 0
+        assert found.item() == 0
         (gradient,) = torch.autograd.grad(found, same)
         assert torch.isfinite(gradient).all()

@@ -1,4 +1,4 @@
-"""Weights of training rows: density ratios that are known, and quadratic programs that are small."""
+"""Weights of training rows: density ratios that are known, small quadratic programs."""
 
 from __future__ import annotations
 

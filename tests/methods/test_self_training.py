@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -14,7 +16,7 @@ PROBABILITIES = torch.tensor([[0.95, 0.05], [0.4, 0.6], [0.08, 0.92], [0.99, 0.0
 
 
 class Model:
-    tasks = {"kind": Classification("xy", weight=3.0)}
+    tasks: ClassVar = {"kind": Classification("xy", weight=3.0)}
 
 
 def step(method: SelfTraining, probabilities=PROBABILITIES):
