@@ -10,6 +10,7 @@ from torch import nn
 from mmtransfer.data.collate import Collate
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features
+from mmtransfer.methods import adabn
 from mmtransfer.methods.adabn import AdaBN, adapt_batch_norm
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model
@@ -122,9 +123,24 @@ def test_adapting_leaves_everything_else_alone():
 
 
 def test_a_single_row_says_nothing_and_leaves_the_statistics_alone():
-    trainer = fit({"unlabelled": [{"a": np.ones(3)}, {"a": None}]})
+    trainer = fit({"unlabelled": [{"a": np.ones(3)}, {"a": None}]}, pretrained=True)
     assert trainer.strategy.methods[0].target == {}
     assert trainer.model.encoders["a"].first.running_mean.abs().max() < 0.6
+
+
+def test_processes_average_by_how_many_batches_they_saw(monkeypatch):
+    """The other one saw two batches, of the first layer alone, where all is 9."""
+    model = build_model({"a": Normed()}, TASKS, rows(0, 1), "concat", 4)
+    nine = torch.cat([torch.full((3,), 18.0), torch.full((3,), 18.0), torch.tensor([2.0])])
+    other = torch.cat([nine, torch.zeros(4 + 4 + 1)])
+    monkeypatch.setattr(adabn, "over_processes", lambda values: values + other)
+    mine = {"encoders.a.first": (torch.ones(3), torch.full((3,), 2.0), 1)}
+    found = adabn.over_all(model, mine)
+    assert set(found) == {"encoders.a.first"}
+    mean, variance, count = found["encoders.a.first"]
+    assert count == 3
+    torch.testing.assert_close(mean, torch.full((3,), 19 / 3))
+    torch.testing.assert_close(variance, torch.full((3,), 20 / 3))
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path):
