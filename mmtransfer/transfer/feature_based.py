@@ -128,7 +128,8 @@ class FeatureBased:
 
     def predict(self, rows: Any) -> np.ndarray:
         """Rows, or an array (N, D) -> labels (N,)."""
-        answers: np.ndarray = self._head.predict(self.map(rows))
+        mapped = self.map(rows)
+        answers: np.ndarray = self._head.predict(mapped)
         return answers
 
     def score(self, rows: Any, labels: Any = None) -> float:
@@ -141,9 +142,12 @@ class FeatureBased:
 
     def map(self, rows: Any) -> np.ndarray:
         """Rows, or an array (N, D) -> what the head gets, (N, components)."""
+        return self._map(self.features(rows))
+
+    def _map(self, values: np.ndarray) -> np.ndarray:
         if self._mapping is None:
             raise ValueError("nothing has been learned yet: call fit first")
-        mapped: np.ndarray = self._mapping.transform(self.features(rows))
+        mapped: np.ndarray = self._mapping.transform(values)
         return mapped
 
     def features(self, rows: Any, split: str = "rows") -> np.ndarray:
@@ -206,7 +210,7 @@ class FeatureBased:
     def _labelled(self, values: np.ndarray, labels: list[Any]) -> tuple[np.ndarray, np.ndarray]:
         """Mapped features and labels of the rows that have one."""
         rows = [i for i, label in enumerate(labels) if label is not None]
-        return self._mapping.transform(values)[rows], np.array([labels[i] for i in rows])
+        return self._map(values)[rows], np.array([labels[i] for i in rows])
 
     def _fit_mapping(self, values: np.ndarray) -> Any:
         from sklearn.decomposition import PCA, TruncatedSVD
