@@ -51,9 +51,12 @@ class SelfTraining(Gradual):
     ) -> None:
         super().__init__()
         check_least("the weight of self_training", weight)
-        for name, value in {"threshold": threshold, "ramp": ramp}.items():
-            if not 0 <= value <= 1 or (name == "threshold" and not value):
-                raise ValueError(f"{name} of self_training must lie in (0, 1], found {value}")
+        if not 0 < threshold <= 1:
+            raise ValueError(
+                f"the threshold of self_training must lie in (0, 1], found {threshold}"
+            )
+        if not 0 <= ramp <= 1:
+            raise ValueError(f"the ramp of self_training must lie in [0, 1], found {ramp}")
         self.weight, self.threshold, self.ramp, self.balanced = weight, threshold, ramp, balanced
         self.shares: dict[str, Tensor] = {}  # by task (C,): of the rows, per label they get
         self._counted: dict[str, Tensor] = {}  # the same, summed over micro-batches

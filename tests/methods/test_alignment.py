@@ -142,7 +142,10 @@ def test_without_unlabelled_rows_there_is_an_error_at_the_start(fit, name):
         ({"name": "dann", "hidden": 0}, "the hidden width of dann must be at least 1, found 0"),
         ({"name": "cdan", "largest": 0}, "largest of cdan must be at least 1, found 0"),
         ({"name": "self_training", "threshold": 0}, r"threshold .* in \(0, 1\], found 0"),
-        ({"name": "self_training", "ramp": 2}, "ramp of self_training must lie in"),
+        (
+            {"name": "self_training", "ramp": 2},
+            r"ramp of self_training must lie in \[0, 1\], found 2",
+        ),
         ({"name": "importance_weights", "clip": 0.5}, "must be at least 1, found 0.5"),
         ({"name": "importance_weights", "strength": 0}, "must be positive, found 0"),
         ({"name": "kmm", "bound": 0.5}, "the bound of kmm must be at least 1, found 0.5"),

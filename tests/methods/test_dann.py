@@ -10,7 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from mmtransfer.features import Batch, Outputs
+from mmtransfer.methods.base import Method
 from mmtransfer.methods.dann import DANN, ramp, reverse
+from mmtransfer.transfer.base import Phase
 
 from .test_alignment import encoders, target
 
@@ -76,3 +78,14 @@ def test_the_first_step_trains_the_discriminator_alone(fit):
     plain = fit(None, further=target())[1].seen
     torch.testing.assert_close(encoders(found[0]), encoders(plain[0]), atol=1e-7, rtol=0)
     assert (encoders(found[1]) - encoders(plain[1])).abs().max() > 1e-5
+
+
+def test_progress_is_the_share_of_all_steps_of_all_phases(fit):
+    method, seen = DANN(), []
+
+    class Watch(Method):
+        def on_weights(self, model, step):
+            seen.append(method.progress)
+
+    fit(method, phase=Phase(2, 1e-3), extra=(Watch(),), further=target())  # 24 rows, 12 a step
+    assert seen == [0.25, 0.5, 0.75, 1.0]
