@@ -255,6 +255,8 @@ class Batch:
     counts: per task what its labelled rows weigh, on average over the micro-batches and processes
         of the step, 1 if none: the sum of the rows' losses over it is the task's loss
     unlabelled: as many rows of the unlabelled target, where a method needs it
+    rows: where a method needs an output on demand, how many real rows there are, on average over
+        the micro-batches and processes of the step; of `unlabelled` by itself
 
     and, where a method needs something of each modality:
 
@@ -273,6 +275,7 @@ class Batch:
     shares: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     unlabelled: Batch | None = None
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -300,6 +303,7 @@ class Batch:
             self.shares,
             self.counts,
             None if self.unlabelled is None else self.unlabelled.to(device, non_blocking),
+            self.rows,
         )
 
     def pin_memory(self) -> Batch:

@@ -31,6 +31,11 @@ class Observed:
 class Look(Protocol):
     """What a method may see of the data before training; all processes must ask together."""
 
+    @property
+    def steps(self) -> int:
+        """Steps of the run, if no phase ends early."""
+        ...
+
     def batches(self, split: str) -> Iterator[Batch]:
         """This process's share of the rows of a split, on the device; fillers are negative."""
         ...

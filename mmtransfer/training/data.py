@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -126,6 +127,14 @@ class TrainingData:
                 found[name] = first.statistics()
         return {n: (torch.from_numpy(m), torch.from_numpy(d)) for n, (m, d) in found.items()}
 
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        rows, options = self.splits["train"], self.options
+        if is_stream(rows):
+            return steps_of(self._used(rows), options.batch_size, options.steps_per_epoch)
+        return math.ceil(len(rows) / options.batch_size)
+
     def train_loader(self, accumulation: int) -> tuple[Any, TrainBatches | TrainStream]:
         """A loader of this process's micro-batches, and what orders them and counts the steps."""
         rows, options = self.splits["train"], self.options
@@ -134,9 +143,8 @@ class TrainingData:
         batches: TrainBatches | TrainStream
         if is_stream(rows):
             stream = self._used(rows)
-            steps = steps_of(stream, options.batch_size, options.steps_per_epoch)
             batches = TrainStream(
-                stream, options.batch_size, options.seed, steps, *parts, options.shuffle_buffer
+                stream, options.batch_size, options.seed, self.steps, *parts, options.shuffle_buffer
             )
         else:
             order = choose_order(rows, self.model, options, self.lengths)

@@ -25,6 +25,10 @@ class LookAtData:
     def __init__(self, model: TransferModel, data: TrainingData, accelerator: Accelerator) -> None:
         self.model, self.data, self.accelerator = model, data, accelerator
 
+    @property
+    def steps(self) -> int:
+        return self.data.steps * sum(phase.epochs for phase in self.data.strategy.phases)
+
     def batches(self, split: str) -> Iterator[Batch]:
         loader = self.data.evaluation_loader(split, self.data.splits[split])
         for (batch,) in self.data.windows(split, loader, 1):

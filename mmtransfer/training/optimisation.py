@@ -115,6 +115,7 @@ class Optimisation:
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
         counts, shares = self._labelled_rows(window)
+        self._count_rows(window)
         total = torch.zeros((), device=self.accelerator.device)
         with sparse_gradients(self.tables if len(window) > 1 else (), len(window)):
             for k, batch in enumerate(window):
@@ -239,6 +240,19 @@ class Optimisation:
         parts = len(window) * self.accelerator.num_processes
         shares = {n: c[1:] / parts for n, c in zip(tasks, counts, strict=True)} if demanded else {}
         return {n: c[0] for n, c in zip(tasks, counts, strict=True)}, shares
+
+    def _count_rows(self, window: list[Batch]) -> None:
+        """Set `Batch.rows`, also of the unlabelled rows."""
+        others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
+        sides = [side for side in (window, others) if side and self.plain.demanded]
+        if not sides:
+            return
+        found = [[float((batch.index >= 0).sum()) for batch in side] for side in sides]
+        rows = torch.tensor([sum(side) for side in found], device=self.accelerator.device)
+        rows = self.accelerator.reduce(rows) / (len(window) * self.accelerator.num_processes)
+        for side, average in zip(sides, rows.unbind(), strict=True):
+            for batch in side:
+                batch.rows = average
 
     def _drop_absent(self, window: list[Batch]) -> None:
         for name in self._absent_everywhere(window):

@@ -55,6 +55,7 @@ def fit() -> Callable[..., tuple[Trainer, Look]]:
         output: Any = None,
         extra: tuple[Method, ...] = (),
         resume: bool = False,
+        further: Any = None,
         **options: Any,
     ) -> tuple[Trainer, Look]:
         rows = numbers() if rows is None else rows
@@ -65,7 +66,9 @@ def fit() -> Callable[..., tuple[Trainer, Look]]:
         methods = [] if spec is None else [build_method(spec)]
         strategy = Strategy([phase or Phase(1, 1e-2, 1e-2)], [*methods, look, *extra])
         chosen = {"batch_size": 12, "progress": False, "track": [], **options}
-        trainer = Trainer(model, rows, None, strategy, TrainingOptions(**chosen), output)
+        trainer = Trainer(
+            model, rows, None, strategy, TrainingOptions(**chosen), output, further=further
+        )
         trainer.fit(resume)
         return trainer, look
 

@@ -28,6 +28,13 @@ BALANCE = [
     "agm",
     "ogm_ge",
 ]
+ALIGNMENT = [
+    "dann",
+    "cdan",
+    {"name": "self_training", "threshold": 0.1, "ramp": 0, "balanced": True},
+    "importance_weights",
+    "kmm",
+]
 #: a decision per modality, shared tokens, unequal use of what is absent, a parameter of its own
 FUSIONS = ("late", "bottleneck", "low_rank_tensor", "weighted")
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
@@ -46,11 +53,13 @@ def main(saved: str, output: str) -> None:
         "lp_ft": build_strategy("lp_ft", probe_epochs=1, epochs=2),
         "top_stages": Strategy([Phase(2, lr=1e-3, encoder_lr=1e-3, top_stages=1)]),
         "balance": build_strategy("full", BALANCE, epochs=2, lr=1e-2, encoder_lr=1e-2),
+        "alignment": build_strategy("full", ALIGNMENT, epochs=1, lr=1e-2, encoder_lr=1e-3),
     }
     for name, strategy in strategies.items():
         model = build_model(TINY, TASKS, train, "gated", 16, seed=0)
         options = TrainingOptions(batch_size=10, evaluation_batch_size=5, progress=False)
-        trainer = Trainer(model, train, test, strategy, options)
+        further = {"unlabelled": product_rows("source/train", rows=31)}
+        trainer = Trainer(model, train, test, strategy, options, further=further)
         history = trainer.fit()
         results[name] = {"losses": trainer.losses, "history": history}
         stores = {n: trainer.data.stores.get(("train", n)) for n in TINY}

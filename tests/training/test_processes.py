@@ -83,7 +83,9 @@ def test_fusions_of_all_kinds_train_alike(results, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
-@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft", "top_stages", "balance"])
+@pytest.mark.parametrize(
+    "strategy", ["linear_probe", "lp_ft", "top_stages", "balance", "alignment"]
+)
 def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss.
 

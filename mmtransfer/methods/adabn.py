@@ -1,0 +1,183 @@
+"""Batch norm with the statistics of the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from mmtransfer.features import Activations, Batch, Features, Outputs
+from mmtransfer.methods.base import Look, Method
+from mmtransfer.methods.unimodal import over_processes
+from mmtransfer.model import TransferModel
+from mmtransfer.registry import register_method
+
+Norm = nn.modules.batchnorm._BatchNorm
+#: by module name: mean and variance of each channel, and over how many batches
+Statistics = dict[str, tuple[Tensor, Tensor, int]]
+
+
+@register_method("adabn")
+class AdaBN(Method):
+    """Encoders' batch norm uses the target's statistics when judged and kept (Li et al., 2017).
+
+    In training it keeps those of the source: of each batch, or, in pretrained encoders, running
+    ones, which are first replaced by those of the training rows.  The unlabelled rows pass through
+    the encoders once more in each step, without gradient, normalised by their own batch; running
+    means of these statistics replace the source's for validation and in the model that is kept, so
+    that validation rows should be of the target.  A modality of which no unlabelled row passed
+    stays as it is, and so do layers below activations that are stored.  Where several phases train
+    encoders, later ones begin with the statistics of the target.
+
+    momentum: of the running statistics, the share of the latest step
+    Raises `ValueError` where no encoder has batch norm, and under FSDP.
+    """
+
+    needs = ("unlabelled", "trained_encoders")
+
+    def __init__(self, momentum: float = 0.1) -> None:
+        if not 0 < momentum <= 1:
+            raise ValueError(f"the momentum of adabn must lie in (0, 1], found {momentum}")
+        self.momentum = momentum
+        self.target: Statistics = {}
+        self._seen: list[Batch] = []  # unlabelled ones, in this step
+
+    def build(self, model: TransferModel) -> None:
+        if not norms(model):
+            kinds = ", ".join(type(encoder).__name__ for encoder in model.encoders.values())
+            raise ValueError(f"adabn needs an encoder with batch norm, found {kinds}")
+        self.target, self._seen = {}, []
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        still = {n: e for n, e in model.encoders.items() if e.pretrained}
+        found = gathered(model, look.batches("train"))
+        prefixes = tuple(f"encoders.{name}." for name in still)
+        own = {name: s for name, s in over_all(model, found).items() if name.startswith(prefixes)}
+        state = model.state_dict()
+        for name, value in buffers(own).items():
+            state[name].copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"target": {n: [m.cpu(), v.cpu(), k] for n, (m, v, k) in self.target.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.target = {name: (m, v, k) for name, (m, v, k) in state["target"].items()}
+        self._seen = []
+
+    def on_loss(self, loss: Tensor, model: TransferModel, batch: Batch, outputs: Outputs) -> Tensor:
+        if isinstance(model, FSDPModule):
+            raise ValueError("adabn needs a model that is whole: use DDP")
+        assert batch.unlabelled is not None
+        self._seen.append(batch.unlabelled)
+        return loss
+
+    def on_weights(self, model: TransferModel, step: int) -> None:
+        # Not before: the backward pass needs the source's statistics as they were.
+        seen, self._seen = self._seen, []
+        for name, (mean, variance, _) in gathered(model, seen).items():
+            before = self.target.get(name, (mean, variance, 0))
+            count = before[2] + 1
+            share = max(self.momentum, 1 / count)
+            self.target[name] = (
+                before[0].to(mean.device).lerp(mean, share),
+                before[1].to(mean.device).lerp(variance, share),
+                count,
+            )
+
+    def averaged(self, model: TransferModel) -> Mapping[str, Tensor]:
+        return buffers(over_all(model, self.target))
+
+
+def adapt_batch_norm(model: TransferModel, batches: Iterable[Batch]) -> None:
+    """Give the encoders' batch norm the statistics of these batches, for a model that is trained.
+
+    What `adabn` does in training, afterwards and on one process; for encoders that stay frozen it
+    is the only way, as their features are computed once.  Batches must hold encoder inputs, many
+    rows each (`mmtransfer.data.collate.Collate`).
+    """
+    state = model.state_dict()
+    for name, value in buffers(gathered(model, batches)).items():
+        state[name].copy_(value)
+
+
+def norms(model: TransferModel) -> dict[str, Norm]:
+    """Batch norm of the encoders that keeps statistics, by module name."""
+    return {
+        f"encoders.{name}.{path}": module
+        for name, encoder in model.encoders.items()
+        for path, module in encoder.named_modules()
+        if isinstance(module, Norm) and module.track_running_stats
+    }
+
+
+def gathered(model: TransferModel, batches: Iterable[Batch]) -> Statistics:
+    """Mean over batches of the statistics of each batch, as `torch.optim.swa_utils.update_bn`.
+
+    Batches with fewer than two real rows of a modality are passed over for it.
+    """
+    layers = norms(model)
+    with torch.no_grad(), _own_statistics(model, layers):
+        for batch in batches:
+            real = batch.index >= 0
+            for name, inputs in batch.inputs.items():
+                if isinstance(inputs, Features) or int(real[inputs.rows].sum()) < 2:
+                    continue
+                encoder = model.encoders[name]
+                if isinstance(inputs, Activations):
+                    encoder.above(inputs.depth, inputs.features)
+                else:
+                    encoder(**inputs.values)
+        return {
+            name: (layer.running_mean.clone(), layer.running_var.clone(), count)
+            for name, layer in layers.items()
+            if layer.running_mean is not None and layer.running_var is not None
+            for count in [int(layer.num_batches_tracked or 0)]
+            if count
+        }
+
+
+@contextmanager
+def _own_statistics(model: TransferModel, layers: Mapping[str, Norm]) -> Iterator[None]:
+    """Eval mode, but batch norm goes by its batch and averages anew; afterwards as before."""
+    modes = {module: module.training for e in model.encoders.values() for module in e.modules()}
+    kept = {n: [b.clone() for b in layer.buffers()] for n, layer in layers.items()}
+    momenta = {name: layer.momentum for name, layer in layers.items()}
+    for encoder in model.encoders.values():
+        encoder.eval()
+    for layer in layers.values():
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over batches
+        layer.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, layer in layers.items():
+            layer.momentum = momenta[name]
+            for buffer, value in zip(layer.buffers(), kept[name], strict=True):
+                buffer.copy_(value)
+
+
+def over_all(model: TransferModel, found: Statistics) -> Statistics:
+    """Means over processes, which all ask together, weighed by their batches."""
+    layers, parts = norms(model), []
+    for name, layer in layers.items():
+        assert layer.running_mean is not None
+        nothing = (torch.zeros_like(layer.running_mean), torch.zeros_like(layer.running_mean), 0)
+        mean, variance, count = found.get(name, nothing)
+        parts += [mean * count, variance * count, mean.new_tensor([count])]
+    total = over_processes(torch.cat([part.to(model.device) for part in parts]))
+    summed = iter(total.split([len(part) for part in parts]))
+    whole = {name: (next(summed), next(summed), int(next(summed))) for name in layers}
+    return {n: (m / count, v / count, count) for n, (m, v, count) in whole.items() if count}
+
+
+def buffers(found: Statistics) -> dict[str, Tensor]:
+    """By their names in the state of the model."""
+    means = {f"{name}.running_mean": mean for name, (mean, _, _) in found.items()}
+    return means | {f"{name}.running_var": variance for name, (_, variance, _) in found.items()}

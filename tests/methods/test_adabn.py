@@ -1,0 +1,164 @@
+"""Batch norm takes the statistics of the target when a model is judged and kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmtransfer.data.collate import Collate
+from mmtransfer.encoders.base import Encoder
+from mmtransfer.features import Features
+from mmtransfer.methods import adabn
+from mmtransfer.methods.adabn import AdaBN, adapt_batch_norm
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.run import build_model
+from mmtransfer.training.trainer import Trainer
+from mmtransfer.transfer.base import Phase, Strategy
+
+from .test_alignment import Interrupt, target
+
+TASKS = {"kind": "classification"}
+
+
+class Normed(Encoder):
+    """Batch norm, a layer, batch norm, drop-out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer = nn.BatchNorm1d(3), nn.Linear(3, 4)
+        self.second, self.drop, self.width = nn.BatchNorm1d(4), nn.Dropout(0.5), 4
+        nn.init.orthogonal_(self.layer.weight)
+
+    def collate(self, values):
+        return {"x": torch.tensor(np.stack(values)).float()}
+
+    def forward(self, x):
+        return Features.of(self.drop(self.second(self.layer(self.first(x)))))
+
+
+def rows(mean: float, deviation: float, count: int = 24) -> list[dict]:
+    rng = np.random.default_rng(3)
+    return [{"a": rng.normal(mean, deviation, 3), "kind": "xy"[i % 2]} for i in range(count)]
+
+
+def fit(further, pretrained=False, phase=None, output=None, cut=0, resume=False, **options):
+    train = rows(0, 1)
+    torch.manual_seed(0)
+    encoder = Normed()
+    encoder.pretrained = pretrained
+    model = build_model({"a": encoder}, TASKS, train, "concat", 4)
+    strategy = Strategy([phase or Phase(2, 1e-3, 1e-3)], [AdaBN(), Interrupt(cut)])
+    chosen = {"batch_size": 12, "progress": False, "track": [], "evaluation_batch_size": 24}
+    chosen = TrainingOptions(**chosen | options)
+    trainer = Trainer(model, train, None, strategy, chosen, output, further=further)
+    trainer.fit(resume)
+    return trainer
+
+
+def unlabelled(mean: float, deviation: float, count: int = 24) -> dict[str, list[dict]]:
+    return {"unlabelled": [{"a": row["a"]} for row in rows(mean, deviation, count)]}
+
+
+def test_the_kept_model_has_the_statistics_of_the_target():
+    trainer = fit(unlabelled(5, 3), phase=Phase(3, 1e-9, 1e-9))
+    values = np.stack([row["a"] for row in unlabelled(5, 3)["unlabelled"]])
+    encoder = trainer.model.encoders["a"]
+    np.testing.assert_allclose(encoder.first.running_mean, values.mean(0), rtol=1e-4)
+    # means of what batches of 12 of 24 rows have
+    np.testing.assert_allclose(encoder.first.running_var, values.var(0, ddof=1), rtol=0.1)
+    batch = Collate({"a": encoder}, {})(list(enumerate(unlabelled(5, 3)["unlabelled"])))
+    found = encoder.eval()(**batch.inputs["a"].values).tokens[:, 0].detach()
+    torch.testing.assert_close(found.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.std(0), torch.ones(4), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_training_is_what_it_was_with_statistics_of_the_source(pretrained):
+    """Pretrained batch norm stays still, at the statistics of the training rows."""
+    near, far = (fit(unlabelled(mean, 1), pretrained) for mean in (0, 50))
+    assert near.losses == far.losses
+    kept = far.optimisation, far.strategy.methods[0].target
+    assert kept[0] is None
+    assert kept[1]["encoders.a.first"][0] == pytest.approx([50] * 3, abs=1)
+
+
+def test_pretrained_statistics_become_those_of_the_training_rows():
+    """Then the first loss is that of batch norm which goes by all rows."""
+    trainer = fit(unlabelled(7, 1), True, batch_size=24, phase=Phase(1, 1e-9, 1e-9))
+    train = rows(0, 1)
+    torch.manual_seed(0)
+    model = build_model({"a": Normed()}, TASKS, train, "concat", 4)
+    encoder = model.encoders["a"].eval()
+    batch = Collate({"a": encoder}, {})(list(enumerate(train)))
+    values = batch.inputs["a"].values
+    encoder.first.train(), encoder.second.train()
+    expected = encoder(**values)
+    method = trainer.strategy.methods[0]
+    found = {"encoders.a.first": encoder.first, "encoders.a.second": encoder.second}
+    adapt_batch_norm(model, [batch])
+    for layer in found.values():
+        assert int(layer.num_batches_tracked) == 1  # by the line above alone
+    again = encoder.eval()(**values)
+    torch.testing.assert_close(again.tokens, expected.tokens, atol=0.1, rtol=0.05)
+    assert set(method.target) == set(found)
+
+
+def test_adapting_leaves_everything_else_alone():
+    model = build_model({"a": Normed()}, TASKS, rows(0, 1), "concat", 4)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    model.train()
+    encoder = model.encoders["a"]
+    batch = Collate({"a": encoder}, {})(list(enumerate(rows(5, 2))))
+    adapt_batch_norm(model, [batch])
+    assert encoder.training
+    assert encoder.first.momentum == 0.1
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+    names = ("first.running_mean", "first.running_var", "second.running_mean", "second.running_var")
+    assert changed == {f"encoders.a.{name}" for name in names}
+    encoder.eval()
+    found = encoder(**batch.inputs["a"].values).tokens[:, 0]
+    torch.testing.assert_close(found.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_a_single_row_says_nothing_and_leaves_the_statistics_alone():
+    trainer = fit({"unlabelled": [{"a": np.ones(3)}, {"a": None}]}, pretrained=True)
+    assert trainer.strategy.methods[0].target == {}
+    assert trainer.model.encoders["a"].first.running_mean.abs().max() < 0.6
+
+
+def test_processes_average_by_how_many_batches_they_saw(monkeypatch):
+    """The other one saw two batches, of the first layer alone, where all is 9."""
+    model = build_model({"a": Normed()}, TASKS, rows(0, 1), "concat", 4)
+    nine = torch.cat([torch.full((3,), 18.0), torch.full((3,), 18.0), torch.tensor([2.0])])
+    other = torch.cat([nine, torch.zeros(4 + 4 + 1)])
+    monkeypatch.setattr(adabn, "over_processes", lambda values: values + other)
+    mine = {"encoders.a.first": (torch.ones(3), torch.full((3,), 2.0), 1)}
+    found = adabn.over_all(model, mine)
+    assert set(found) == {"encoders.a.first"}
+    mean, variance, count = found["encoders.a.first"]
+    assert count == 3
+    torch.testing.assert_close(mean, torch.full((3,), 19 / 3))
+    torch.testing.assert_close(variance, torch.full((3,), 20 / 3))
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path):
+    further = unlabelled(5, 3, 17)
+    whole = fit(further)
+    with pytest.raises(KeyboardInterrupt):
+        fit(further, output=tmp_path, cut=3, checkpoint_steps=1)
+    resumed = fit(further, output=tmp_path, resume=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_where_there_is_no_batch_norm_or_none_that_trains_is_an_error():
+    further = target("a")
+    train = rows(0, 1)
+    model = build_model({"a": "mlp?shape=[3]&widths=[6]"}, TASKS, train, "concat", 4)
+    strategy = Strategy([Phase(1, 1e-3, 1e-3)], [AdaBN()])
+    with pytest.raises(ValueError, match="needs an encoder with batch norm, found DenseEncoder"):
+        Trainer(model, train, None, strategy, TrainingOptions(), further=further)
+    with pytest.raises(ValueError, match="AdaBN acts on encoders, and no phase trains one"):
+        fit(further, phase=Phase(1, 1e-3))
