@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from rich.progress import Progress
 
 from mmtransfer.data.rows import Rows, column, columns_of, fingerprint_column
 from mmtransfer.encoders.base import Encoder, build_encoder
 from mmtransfer.selection.arrays import Array
 from mmtransfer.training.features import Extraction, stored_features
 from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.progress import Progress
+from mmtransfer.training.run import no_column
 from mmtransfer.training.setup import make_accelerator
 
 TIMED_ROWS = 8
@@ -44,8 +44,6 @@ def by_column(
         is for those whose values it can read
     Raises `ValueError` for unknown columns, and for an encoder that reads none.
     """
-    from mmtransfer.training.run import no_column
-
     names = columns_of(rows)
     if isinstance(given, Mapping):
         pairs = [
@@ -131,10 +129,10 @@ class Pool:
             self.digests[key] = fingerprint_column(rows, name)
         encoder = self.encoders[name, spec]
         wanted = Extraction(name, encoder, rows, split, self.digests[key], pooled=True)
-        with Progress(disable=not options.progress, transient=True) as progress:
-            bar = progress.add_task(f"{split} {name}, {label_of({name: spec})}", total=len(rows))
+        title = f"{split} {name}, {label_of({name: spec})}"
+        with Progress(options.progress).bar(title, len(rows)) as advance:
             accelerator = make_accelerator(options, None)
-            store, _ = stored_features(wanted, options, accelerator, partial(progress.advance, bar))
+            store, _ = stored_features(wanted, options, accelerator, advance)
         features = np.zeros((len(rows), store.width), np.float32)
         present = np.zeros(len(rows), bool)
         for i in range(len(rows)):

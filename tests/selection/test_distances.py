@@ -106,7 +106,7 @@ def test_proxy_a_goes_from_0_to_2() -> None:
     assert proxy_a(a, b) < 0.3
     assert proxy_a(a, b + 100) == 2
     # Normals at distance 2 are told apart with error Φ(-1) at best.
-    assert proxy_a(a, b + [2, 0, 0]) == pytest.approx(2 * (1 - 2 * 0.1587), abs=0.15)
+    assert proxy_a(a, b + 2 * np.eye(3)[0]) == pytest.approx(2 * (1 - 2 * 0.1587), abs=0.15)
     assert proxy_a(a, b + 1, seed=3) == proxy_a(a, b + 1, seed=3)
 
 
