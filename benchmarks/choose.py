@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/choose.py
 
 The retail set with encoders that know much, something else and nothing: MobileNetV2, ResNet-20 of
-CIFAR-10 and a random ViT for the photos, MiniLM and a random BERT for the labels, KWT-1 and a random
-wav2vec 2.0 for the speech, and all sets of them with one encoder per column.  All are scored, then
-all are trained on the frozen encoders' features, which are stored before either is timed.
+CIFAR-10 and a random ViT for the photos, MiniLM and a random BERT for the labels, KWT-1 and a
+random wav2vec 2.0 for the speech, and all sets of them with one encoder per column.  All are scored,
+then all are trained on the frozen encoders' features, which are stored before either is timed.
 
 For each score: the weighted tau and Kendall's tau between prediction and test accuracy, and the
 seconds that all predictions take as a share of all trainings.  Exit code 1 where the default score
@@ -100,8 +100,10 @@ def main(
             "with reading": time.perf_counter() - started,
         }
     settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "model": MODEL}
-    summary = choice.summary() | {"command": None, "advice": asdict(choice.advice)}
-    write_results(output / "results.json", {"settings": settings, "scores": found} | summary)
+    candidates = [asdict(c) | {"encoders": list(c.encoders)} for c in choice.candidates]
+    summary = {"chosen": choice.chosen.label, "reasons": choice.reasons, "seconds": choice.seconds}
+    results = {"settings": settings, "scores": found, **summary, "candidates": candidates}
+    write_results(output / "results.json", results)
     draw(choice, output / "choice.png")
     table = Table(title="prediction and truth", title_justify="left")
     table.add_column("score")
