@@ -4,8 +4,9 @@
 
 The retail set with encoders that know much, something else and nothing: MobileNetV2, ResNet-20 of
 CIFAR-10 and a random ViT for the photos, MiniLM and a random BERT for the labels, KWT-1 and a
-random wav2vec 2.0 for the speech, and all sets of them with one encoder per column.  All are scored,
-then all are trained on the frozen encoders' features, which are stored before either is timed.
+random wav2vec 2.0 for the speech, and all sets of them with one encoder per column.  All are
+scored, then all are trained on the frozen encoders' features, which are stored before either is
+timed.
 
 For each score: the weighted tau and Kendall's tau between prediction and test accuracy, and the
 seconds that all predictions take as a share of all trainings.  Exit code 1 where the default score
