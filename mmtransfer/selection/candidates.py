@@ -133,7 +133,7 @@ class Pool:
         with Progress(options.progress).bar(title, len(rows)) as advance:
             accelerator = make_accelerator(options, None)
             store, _ = stored_features(wanted, options, accelerator, advance)
-        features = np.zeros((len(rows), store.width), np.float32)
+        features = np.zeros((len(rows), store.width))
         present = np.zeros(len(rows), bool)
         for i in range(len(rows)):
             tokens = store[i]

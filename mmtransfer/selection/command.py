@@ -14,9 +14,9 @@ from mmtransfer.training.surroundings import hardware, versions
 
 
 def choose_command(
-    data: str,
-    encoders: list[str] | dict[str, Any],
-    tasks: dict[str, Any],
+    data: str | None = None,
+    encoders: list[str] | dict[str, Any] | None = None,
+    tasks: dict[str, Any] | None = None,
     score: str = "linear_probe",
     source: list[str] | None = None,
     budget_minutes: float | None = None,
@@ -47,6 +47,8 @@ def choose_command(
         training: batch size, precision, seed, cache and the like
         output: directory for choice.json and choice.png
     """
+    if not data or not encoders or not tasks:
+        raise ValueError("data, encoders and tasks are needed: --data, --encoders and --tasks")
     choice = choose(
         data,
         encoders,

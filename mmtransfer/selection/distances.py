@@ -24,8 +24,8 @@ def mmd(source: Any, target: Any, bandwidth: float | None = None, unbiased: bool
     within = squared_distances(a, a), squared_distances(b, b)
     if bandwidth is None:
         upper = [block[np.triu_indices(len(block), 1)] for block in within]
-        middle = float(np.median(np.concatenate([*upper, between.ravel()])))
-        square = middle or 1.0
+        middle = float(np.median(np.sqrt(np.concatenate([*upper, between.ravel()]))))
+        square = middle**2 or 1.0
     else:
         if not bandwidth > 0:
             raise ValueError(f"bandwidth must be greater than 0, found {bandwidth}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
 
 from mmtransfer.selection.candidates import by_column, label_of, sets_of
 from mmtransfer.selection.choose import Choice, choose
@@ -47,7 +46,7 @@ def data() -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def choice(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Choice:
-    encoders = {"a": [WIDE, NARROW], "b": WIDE, "noise": WIDE}
+    encoders = {"a": WIDE, "b": WIDE, "noise": WIDE}
     training = TrainingOptions(progress=False, cache=str(tmp_path_factory.mktemp("cache")))
     return choose(
         data,
@@ -55,13 +54,13 @@ def choice(data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Ch
         TASKS,
         verify=100,
         model_options={"fusion": "concat", "width": 16},
-        strategy_options={"epochs": 12, "lr": 1e-2},
+        strategy_options={"epochs": 4, "lr": 3e-2},
         training=training,
     )
 
 
 def test_all_sets_are_tried_and_the_telling_ones_come_first(choice: Choice) -> None:
-    assert len(choice.candidates) == 3 * 2 * 2 - 1
+    assert len(choice.candidates) == 7
     assert [c.score for c in choice.candidates] == sorted(
         (c.score for c in choice.candidates), reverse=True
     )
@@ -72,9 +71,7 @@ def test_all_sets_are_tried_and_the_telling_ones_come_first(choice: Choice) -> N
 
 
 def test_a_gain_is_what_an_encoder_adds(choice: Choice) -> None:
-    found = {
-        tuple(sorted(c.encoders)): c for c in choice.candidates if NARROW not in c.encoders.values()
-    }
+    found = {tuple(sorted(c.encoders)): c for c in choice.candidates}
     both = found["a", "b"]
     assert both.gain == pytest.approx(both.score - max(found["a",].score, found["b",].score))
     assert both.gain > 0.2
@@ -86,7 +83,7 @@ def test_prediction_and_truth_agree_after_training(choice: Choice) -> None:
     assert all(c.trained is not None for c in choice.candidates)
     assert choice.correlation is not None
     assert choice.correlation["weighted"] > 0.6
-    assert choice.correlation["trained"] == 11
+    assert choice.correlation["trained"] == 7
 
 
 def test_scores_are_those_of_the_features_that_a_model_would_get(
@@ -109,8 +106,6 @@ def test_scores_are_those_of_the_features_that_a_model_would_get(
     expected = linear_probe(joined(blocks, present), [row["kind"] for row in kept])
     (found,) = (c for c in choice.candidates if c.encoders == {"a": WIDE, "b": WIDE})
     assert found.score == pytest.approx(expected)
-    probe = LogisticRegression().fit(joined(blocks, present), [row["kind"] for row in kept])
-    assert probe.classes_.tolist() == list("wxyz")
 
 
 def test_table_json_and_picture(
@@ -124,7 +119,7 @@ def test_table_json_and_picture(
     for reason in choice.reasons:
         assert reason in told
     summary = json.loads(json.dumps(choice.summary()))
-    assert len(summary["candidates"]) == 11
+    assert len(summary["candidates"]) == 7
     draw(choice, tmp_path / "choice.png")
     assert (tmp_path / "choice.png").stat().st_size > 10_000
 

@@ -19,12 +19,14 @@ def linear_probe(features: Any, labels: Any) -> float:
 
     features (N, D), labels (N,).  Exact and without a single refit: the error of a row that is left
     out follows from its leverage (Allen, Technometrics 1974).  A rotation, a translation or a
-    common factor does not change it.  A class of a single row is never found.
+    common factor does not change it.  The shares of the classes count as known: without a row its
+    class would look rarer than the others, and features that tell nothing would do worse than that.
     """
     rows, classes = checked(features, labels)
     left, values = principal(rows - rows.mean(0))
     targets = one_hot(classes)
-    found = [leave_one_out(left, values, targets, penalty) for penalty in PENALTIES]
+    shares = (targets - targets.mean(0)) / (len(rows) - 1)  # less those without each row
+    found = [leave_one_out(left, values, targets, penalty) + shares for penalty in PENALTIES]
     return max(float((predicted.argmax(1) == classes).mean()) for predicted in found)
 
 
@@ -32,6 +34,7 @@ def leave_one_out(left: Array, values: Array, targets: Array, penalty: float) ->
     """(N, C) what is predicted of each row by the regression on all others.
 
     left, values: (N, R), (R,) of the centred features; the intercept is not penalised
+    penalty: in units of the mean squared singular value
     """
     mean = (values**2).mean() if len(values) else 1.0
     shares = values**2 / (values**2 + penalty * mean)

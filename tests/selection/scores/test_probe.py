@@ -18,14 +18,22 @@ def test_rows_are_predicted_as_by_a_regression_without_them(rows: int, width: in
     classes = np.arange(rows) % 3
     features = generator.normal(3, 1, (rows, width)) + np.eye(3, width)[classes]
     left, values = principal(features - features.mean(0))
+    targets = one_hot(classes)
     accuracies = []
     for penalty in PENALTIES:
         ridge = Ridge(penalty * float((values**2).mean()))
-        expected = cross_val_predict(ridge, features, one_hot(classes), cv=LeaveOneOut())
-        found = leave_one_out(left, values, one_hot(classes), penalty)
+        expected = cross_val_predict(ridge, features, targets, cv=LeaveOneOut())
+        found = leave_one_out(left, values, targets, penalty)
         np.testing.assert_allclose(found, expected, atol=1e-6)
+        expected += targets.mean(0) - (targets.sum(0) - targets) / (rows - 1)
         accuracies.append((expected.argmax(1) == classes).mean())
     assert linear_probe(features, classes) == pytest.approx(max(accuracies))
+
+
+def test_what_tells_nothing_is_no_worse_than_the_largest_class() -> None:
+    labels = np.repeat([0, 1, 2], [20, 20, 5])
+    assert linear_probe(np.ones((45, 3)), labels) == pytest.approx(20 / 45)
+    assert linear_probe(np.ones((40, 3)), np.arange(40) % 4) == pytest.approx(1 / 4)
 
 
 def test_noise_is_not_learned() -> None:
