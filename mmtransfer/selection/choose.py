@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mmtransfer.data.rows import Rows, check_rows, column, load_rows, with_label_names
+from mmtransfer.data.rows import Rows, check_rows, load_rows, with_label_names
 from mmtransfer.selection.advice import Advice, advise, estimate_minutes
-from mmtransfer.selection.arrays import Array
 from mmtransfer.selection.candidates import EncoderSet, Pool, by_column, label_of, sets_of
-from mmtransfer.selection.joined import standardised
 from mmtransfer.selection.ranking import (
     Candidate,
     add_gains,
     correlation,
-    feature_score,
     name_apart,
     reasons_for,
     recommend,
 )
+from mmtransfer.selection.scoring import Scorer, feature_score
 from mmtransfer.selection.sources import apart, farness
 from mmtransfer.tasks.base import Task, build_task
-from mmtransfer.tasks.classification import IGNORE, Classification
+from mmtransfer.tasks.classification import Classification
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, check_splits, run
 from mmtransfer.transfer.base import build_strategy
@@ -38,7 +37,8 @@ from mmtransfer.transfer.base import build_strategy
 class Choice:
     """What `choose` found, the best candidate first.
 
-    chosen: the one that is recommended; untried: sets beyond `most_sets`
+    basis: the rows that were scored; chosen: the recommended candidate
+    untried: sets beyond `most_sets`
     distances: `{source: {column: {distance: value}}}`, nearest source first
     correlation: Kendall's and the weighted tau between predicted and trained, None without enough
     seconds: of encoding what was not stored yet, of timing encoders, of predicting, of training
@@ -46,6 +46,7 @@ class Choice:
 
     task: str
     score: str
+    basis: str
     candidates: list[Candidate]
     chosen: Candidate
     advice: Advice
@@ -95,7 +96,7 @@ def choose(
     training = training or TrainingOptions()
     splits = dict(load_rows(data) if isinstance(data, str | Path) else data)
     check_splits(splits)
-    measure = feature_score(score)
+    feature_score(score)
     for name in tasks:
         splits = {split: with_label_names(rows, name) for split, rows in splits.items()}
     task, built = main_task(tasks)
@@ -103,58 +104,48 @@ def choose(
     origins = {
         str(s): load_rows(s) for s in ([source] if isinstance(source, str) else source or [])
     }
-    for name, value in (("most_sets", most_sets), ("most_rows", most_rows)):
-        if value < 2:
-            raise ValueError(f"{name} must be at least 2, found {value}")
+    for name, count in (("most_sets", most_sets), ("most_rows", most_rows)):
+        if count < 2:
+            raise ValueError(f"{name} must be at least 2, found {count}")
     if verify < 0:
         raise ValueError(f"verify must not be negative, found {verify}")
     pool = Pool(sorted_in, splits["train"], training.seed)
     some = {name: pool.encoders[name, specs[0]] for name, specs in sorted_in.items()}
     check_rows(splits["train"], some, {task: built}, "train", training=True)
+    if "validation" in splits:
+        check_rows(splits["validation"], some, {task: built}, "validation")
     for where, rows in origins.items():
         check_rows(first_split(rows), some, {}, where)
 
-    codes = np.asarray(built.encode(list(column(splits["train"], task))))
-    labelled = np.flatnonzero(codes != IGNORE)
-    kept = labelled
-    if len(kept) > most_rows:
-        generator = np.random.default_rng(training.seed)
-        kept = np.sort(generator.choice(labelled, most_rows, replace=False))
-
+    scorer = Scorer(score, splits, task, built, most_rows, components, training.seed)
     clock = Clock()
-    blocks: dict[tuple[str, str], Array] = {}
     row_seconds: dict[tuple[str, str], float] = {}
     for name, spec in pool.encoders:
-        found = pool.encode(name, spec, splits["train"], "train", training)
+        encoded = {s: pool.encode(name, spec, splits[s], s, training) for s in scorer.rows}
         clock.lap("encoding")
         row_seconds[name, spec] = pool.row_seconds(name, spec, splits["train"], training)
         clock.lap("timing")
-        if not found.present[kept].any():
-            raise ValueError(f"column {name!r} is missing in all labelled rows: leave it out")
-        blocks[name, spec] = standardised(found.features[kept], found.present[kept], components)
+        scorer.add(name, spec, encoded)
         clock.lap("predicting")
     everything = sets_of(sorted_in)
-    candidates = []
+    candidates = list[Candidate]()
+    told = dict[int, NDArray[np.bool_]]()
     for chosen in everything[:most_sets]:
         started = time.perf_counter()
-        features = np.concatenate([blocks[pair] for pair in chosen.items()], 1)
-        value = measure(features, codes[kept])
-        candidates.append(
-            Candidate(
-                dict(chosen),
-                label_of(chosen),
-                value,
-                None,
-                features.shape[1],
-                1000 * sum(row_seconds[pair] for pair in chosen.items()),
-                time.perf_counter() - started,
-            )
+        value, correct, width = scorer(chosen)
+        milliseconds = 1000 * sum(row_seconds[pair] for pair in chosen.items())
+        seconds = time.perf_counter() - started
+        candidate = Candidate(
+            dict(chosen), label_of(chosen), value, None, width, milliseconds, seconds
         )
+        candidates.append(candidate)
+        if correct is not None:
+            told[id(candidate)] = correct
     name_apart(candidates)
     add_gains(candidates)
     candidates.sort(key=lambda c: -c.score)
     clock.lap("predicting")
-    best = recommend(candidates, score, len(kept))
+    best = recommend(candidates, told)
     distances = {}
     for where, rows in origins.items():
         distances[where] = {
@@ -163,22 +154,22 @@ def choose(
         }
     distances = dict(sorted(distances.items(), key=lambda d: farness(d[1])))
     clock.lap("distances")
-    classes = len(np.unique(codes[kept]))
-    others = sum(len(rows) for split, rows in splits.items() if split == "validation")
+    others = len(splits.get("validation", ()))
     minutes = estimate_minutes(len(splits["train"]), others, best.row_milliseconds / 1000)
     nearest_source = next(iter(distances.values()), {})
     far = {name: found["proxy_a"] for name, found in nearest_source.items()}
-    advice = advise(len(labelled), classes, minutes, budget_minutes, far)
+    advice = advise(scorer.labelled, scorer.classes, minutes, budget_minutes, far)
     choice = Choice(
         task,
         score,
+        scorer.basis,
         candidates,
         best,
         advice,
         [*reasons_for(best, candidates, score, distances), *advice.reasons],
         command_for(data, best.encoders, tasks, advice.strategy),
-        len(labelled),
-        classes,
+        scorer.labelled,
+        scorer.classes,
         len(everything) - len(candidates),
         distances,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmtransfer.selection.arrays import Array, as_features
 
@@ -49,27 +51,63 @@ def standardised(features: Any, present: Any = None, components: int | None = No
 
     components: keep at most so many principal components instead of the columns
     """
+    return Standard.of(features, present, components)(features, present)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What `standardised` does, learned from some rows, for others too.
+
+    centre, scale: (D,); axes: (D, K) of the components, None for all columns
+    share: of the rows that had the modality
+    """
+
+    centre: Array
+    scale: Array
+    axes: Array | None
+    share: float
+
+    @classmethod
+    def of(cls, features: Any, present: Any = None, components: int | None = None) -> Standard:
+        """Learn from features (N, D) and present (N,) bool, by default all."""
+        if components is not None and components < 1:
+            raise ValueError(f"components must be at least 1, found {components}")
+        mask = _mask(features, present)
+        if not mask.any():
+            raise ValueError("no row has this modality: leave it out")
+        found = as_features(np.asarray(features)[mask], least=1)
+        centre, deviation = found.mean(0), found.std(0)
+        # What rounding leaves of a constant column is no deviation.
+        constant = deviation <= 1e-7 * np.abs(found).max(0)
+        root = np.sqrt(found.shape[1])
+        scale = np.where(constant, 0.0, 1 / (root * np.where(constant, 1.0, deviation)))
+        axes = None
+        if components is not None and components < found.shape[1]:
+            scaled = (found - centre) * scale
+            axes = np.linalg.eigh(scaled.T @ scaled)[1][:, ::-1][:, :components]
+        return cls(centre, scale, axes, float(mask.mean()))
+
+    def __call__(self, features: Any, present: Any = None) -> Array:
+        """(N, D) -> (N, D or K, and one more where some of the rows learned from were absent)."""
+        mask = _mask(features, present)
+        found = np.asarray(features)[mask]
+        scaled = (as_features(found, least=0) - self.centre) * self.scale
+        if self.axes is not None:
+            scaled = scaled @ self.axes
+        block = np.zeros((len(mask), scaled.shape[1]))
+        block[mask] = scaled
+        if self.share == 1:
+            return block
+        deviation = np.sqrt(self.share * (1 - self.share))
+        return np.concatenate([block, ((mask - self.share) / deviation)[:, None]], 1)
+
+
+def _mask(features: Any, present: Any) -> NDArray[np.bool_]:
+    """(N,) bool.  Raises `ValueError` for a mask of another kind or shape."""
     rows = len(features)
     mask = np.ones(rows, bool) if present is None else np.asarray(present)
     if mask.shape != (rows,) or mask.dtype != bool:
         raise ValueError(
             f"present must be bool of shape ({rows},), found {mask.dtype} {mask.shape}"
         )
-    if components is not None and components < 1:
-        raise ValueError(f"components must be at least 1, found {components}")
-    if not mask.any():
-        raise ValueError("no row has this modality: leave it out")
-    found = as_features(np.asarray(features)[mask], least=1)
-    mean, deviation = found.mean(0), found.std(0)
-    # What rounding leaves of a constant column is no deviation.
-    constant = deviation <= 1e-7 * np.abs(found).max(0)
-    scaled = np.where(constant, 0.0, (found - mean) / np.where(constant, 1.0, deviation))
-    scaled /= np.sqrt(found.shape[1])
-    if components is not None and components < found.shape[1]:
-        _, axes = np.linalg.eigh(scaled.T @ scaled)
-        scaled = scaled @ axes[:, ::-1][:, :components]
-    block = np.zeros((rows, scaled.shape[1]))
-    block[mask] = scaled
-    if mask.all():
-        return block
-    return np.concatenate([block, ((mask - mask.mean()) / mask.std())[:, None]], 1)
+    return mask

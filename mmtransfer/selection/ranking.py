@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
-from mmtransfer.registry import nearest, scores
 from mmtransfer.selection.sources import Distances, farness
-
-#: scores that are shares of the rows, so that their standard error is known
-ACCURACIES = ("linear_probe", "knn")
 
 
 @dataclass
@@ -37,18 +32,6 @@ class Candidate:
     training_seconds: float | None = None
 
 
-def feature_score(name: str) -> Any:
-    """The score of this name.  Raises `ValueError` if there is none, or it is not of features."""
-    fitting = [n for n in scores.names() if takes_features(n)]
-    if name in scores and name not in fitting:
-        raise ValueError(f"score {name!r} is not of features.{nearest(name, fitting)}")
-    return scores.get(name)
-
-
-def takes_features(name: str) -> bool:
-    return next(iter(inspect.signature(scores.get(name)).parameters)) == "features"
-
-
 def name_apart(candidates: Sequence[Candidate]) -> None:
     """Whole specifications where short names would be the same."""
     labels = [candidate.label for candidate in candidates]
@@ -66,12 +49,18 @@ def add_gains(candidates: Sequence[Candidate]) -> None:
             candidate.gain = candidate.score - max(known[own - {pair}] for pair in own)
 
 
-def recommend(candidates: Sequence[Candidate], score: str, rows: int) -> Candidate:
-    """The cheapest of those whose score is within one standard error of the best."""
-    best, slack = candidates[0], 0.0
-    if score in ACCURACIES:
-        slack = math.sqrt(best.score * (1 - best.score) / rows)
-    good = [c for c in candidates if c.score >= best.score - slack]
+def recommend(candidates: Sequence[Candidate], told: Mapping[int, NDArray[np.bool_]]) -> Candidate:
+    """The cheapest of those that are within one standard error of the best, row by row.
+
+    candidates: the best first; told: by identity of a candidate, the rows (N,) that it tells, where
+        the score is an accuracy; without, the best is recommended
+    """
+    best = candidates[0]
+    good = [best]
+    for other in candidates[1:] if told else ():
+        behind = told[id(best)].astype(float) - told[id(other)]
+        if behind.mean() <= stats.sem(behind):
+            good.append(other)
     return min(good, key=lambda c: c.row_milliseconds)
 
 

@@ -41,7 +41,7 @@ def show(choice: Choice) -> None:
 
 def ranking(choice: Choice) -> Table:
     """Candidates, the best first."""
-    table = Table(title=f"{choice.task}, by {choice.score}", title_justify="left")
+    table = Table(title=f"{choice.task}: {choice.score} of {choice.basis}", title_justify="left")
     table.add_column("encoders")
     verified = any(c.trained is not None for c in choice.candidates)
     headings = ("predicted", "gain", "ms per row", *(("trained",) if verified else ()))

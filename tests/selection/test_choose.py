@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.utils import set_seed
 
+from mmtransfer.encoders.base import build_encoder
 from mmtransfer.selection.candidates import by_column, label_of, sets_of
 from mmtransfer.selection.choose import Choice, choose
-from mmtransfer.selection.joined import joined
+from mmtransfer.selection.joined import Standard, joined
+from mmtransfer.selection.ranking import Candidate, recommend
 from mmtransfer.selection.report import draw, show
-from mmtransfer.selection.scores.probe import linear_probe
+from mmtransfer.selection.scores.probe import found_unseen, linear_probe
 from mmtransfer.training.options import TrainingOptions
 
 WIDE, NARROW = "mlp?shape=[3]&widths=[16]", "mlp?shape=[3]&widths=[1]"
@@ -86,26 +89,56 @@ def test_prediction_and_truth_agree_after_training(choice: Choice) -> None:
     assert choice.correlation["trained"] == 7
 
 
+@pytest.mark.parametrize("validation", [0, 20, 60])
 def test_scores_are_those_of_the_features_that_a_model_would_get(
-    data: dict[str, Any], choice: Choice
+    data: dict[str, Any], validation: int
 ) -> None:
-    from accelerate.utils import set_seed
-
-    from mmtransfer.encoders.base import build_encoder
-
-    kept = [row for row in data["train"] if row["kind"] is not None]
-    blocks, present = {}, {}
-    for name in ("a", "b"):
-        set_seed(0)
-        encoder = build_encoder(WIDE)
-        mask = np.array([row[name] is not None for row in kept])
-        values = encoder.collate([row[name] for row in kept if row[name] is not None])
-        block = np.zeros((len(kept), 16))
-        block[mask] = encoder(**values).tokens[:, 0].detach().numpy()
-        blocks[name], present[name] = block, mask
-    expected = linear_probe(joined(blocks, present), [row["kind"] for row in kept])
-    (found,) = (c for c in choice.candidates if c.encoders == {"a": WIDE, "b": WIDE})
+    splits = {"train": data["train"], "validation": rows(validation, 1)}
+    if not validation:
+        del splits["validation"]
+    chosen = {"a": WIDE, "b": WIDE}
+    found = choose(splits, chosen, TASKS, training=QUIET).candidates
+    (found,) = (c for c in found if c.encoders == chosen)
+    sides, labels = [], []
+    for split in splits.values():
+        kept = [row for row in split if row["kind"] is not None]
+        blocks, present = {}, {}
+        for name in chosen:
+            set_seed(0)
+            encoder = build_encoder(WIDE)
+            mask = np.array([row[name] is not None for row in kept])
+            values = encoder.collate([row[name] for row in kept if row[name] is not None])
+            block = np.zeros((len(kept), 16))
+            block[mask] = encoder(**values).tokens[:, 0].detach().numpy()
+            blocks[name], present[name] = block, mask
+        sides.append((blocks, present))
+        labels.append(np.array(["wxyz".index(row["kind"]) for row in kept]))
+    if validation < 50:
+        expected = linear_probe(joined(*sides[0]), labels[0])
+    else:
+        pieces = []
+        for blocks, present in sides:
+            each = [
+                Standard.of(sides[0][0][n], sides[0][1][n])(blocks[n], present[n]) for n in chosen
+            ]
+            pieces.append(np.concatenate(each, 1))
+        expected = found_unseen(pieces[0], labels[0], pieces[1], labels[1]).mean()
     assert found.score == pytest.approx(expected)
+
+
+def test_of_equally_good_sets_the_cheapest_is_recommended() -> None:
+    told = np.arange(100) % 10 > 1
+    candidates, known = [], {}
+    for name, cost, correct in (
+        ("dear", 9.0, (told | (np.arange(100) < 11)) & (np.arange(100) > 1)),
+        ("cheap", 2.0, told),
+        ("worse", 1.0, told & (np.arange(100) > 15)),
+    ):
+        candidate = Candidate({name: name}, name, float(correct.mean()), None, 1, cost, 0.0)
+        candidates.append(candidate)
+        known[id(candidate)] = correct
+    assert recommend(candidates, known).label == "cheap"
+    assert recommend(candidates, {}).label == "dear"
 
 
 def test_table_json_and_picture(

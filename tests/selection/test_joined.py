@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmtransfer.selection.joined import joined, standardised
+from mmtransfer.selection.joined import Standard, joined, standardised
 from mmtransfer.selection.scores.evidence import logme
 from mmtransfer.selection.scores.probe import linear_probe
 
@@ -56,6 +56,15 @@ def test_all_components_tell_the_same_and_few_are_the_largest(
     largest = np.linalg.svd(whole[:, :40], compute_uv=False)[:3]
     np.testing.assert_allclose(np.linalg.norm(few[:, :3], axis=0), largest)
     assert linear_probe(whole, labels) == linear_probe(every, labels)
+
+
+def test_other_rows_are_treated_as_those_learned_from(features: dict[str, np.ndarray]) -> None:
+    present = np.arange(50) % 5 > 0
+    standard = Standard.of(features["image"], present, components=6)
+    whole = standard(features["image"], present)
+    np.testing.assert_allclose(whole, standardised(features["image"], present, 6))
+    for some in (slice(0, 10), slice(1, 4), slice(0, 1)):  # some, none and all of them absent
+        np.testing.assert_allclose(standard(features["image"][some], present[some]), whole[some])
 
 
 def test_a_set_that_knows_more_scores_higher() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmtransfer.registry import register_score
-from mmtransfer.selection.arrays import Array, checked, one_hot, principal
+from mmtransfer.selection.arrays import Array, Numbers, checked, one_hot, principal
 
 #: weights of the penalty that are tried, in units of the mean squared singular value
 PENALTIES = tuple(10.0**k for k in range(-4, 4))
@@ -22,13 +23,45 @@ def linear_probe(features: Any, labels: Any) -> float:
     common factor does not change it.  The shares of the classes count as known: without a row its
     class would look rarer than the others, and features that tell nothing would do worse than that.
     """
-    rows, classes = checked(features, labels)
+    return float(found_without(*checked(features, labels)).mean())
+
+
+def found_without(rows: Array, classes: Numbers) -> NDArray[np.bool_]:
+    """(N,) which rows the regression on all others would have told, at the best penalty."""
     left, values = principal(rows - rows.mean(0))
+    return _best(left, values, classes)[1]
+
+
+def found_unseen(rows: Array, classes: Numbers, unseen: Array, truth: Numbers) -> NDArray[np.bool_]:
+    """(M,) which unseen rows (M, D) the regression on rows (N, D) tells.
+
+    The penalty is the best one for the rows (N, D) themselves, each left out.
+    """
+    centre = rows.mean(0)
+    left, values = principal(rows - centre)
+    penalty, _ = _best(left, values, classes)
     targets = one_hot(classes)
-    shares = (targets - targets.mean(0)) / (len(rows) - 1)  # less those without each row
-    found = [leave_one_out(left, values, targets, penalty) + shares for penalty in PENALTIES]
-    # Rounded, so that of equal classes the first wins, whatever the last digits.
-    return max(float((p.round(9).argmax(1) == classes).mean()) for p in found)
+    inner = (left.T @ targets) / (values**2 + penalty * _unit(values))[:, None]
+    weights = (rows - centre).T @ (left @ inner)  # (D, C)
+    predicted = targets.mean(0) + (unseen - centre) @ weights
+    correct: NDArray[np.bool_] = predicted.round(9).argmax(1) == truth
+    return correct
+
+
+def _best(left: Array, values: Array, classes: Numbers) -> tuple[float, NDArray[np.bool_]]:
+    """The penalty that tells the most rows that are left out, and which these are."""
+    targets = one_hot(classes)
+    shares = (targets - targets.mean(0)) / (len(classes) - 1)  # less those without each row
+    found = []
+    for penalty in PENALTIES:
+        predicted = leave_one_out(left, values, targets, penalty) + shares
+        # Rounded, so that of equal classes the first wins, whatever the last digits.
+        found.append((penalty, predicted.round(9).argmax(1) == classes))
+    return max(found, key=lambda pair: int(pair[1].sum()))
+
+
+def _unit(values: Array) -> float:
+    return float((values**2).mean()) if len(values) else 1.0
 
 
 def leave_one_out(left: Array, values: Array, targets: Array, penalty: float) -> Array:
@@ -37,8 +70,7 @@ def leave_one_out(left: Array, values: Array, targets: Array, penalty: float) ->
     left, values: (N, R), (R,) of the centred features; the intercept is not penalised
     penalty: in units of the mean squared singular value
     """
-    mean = (values**2).mean() if len(values) else 1.0
-    shares = values**2 / (values**2 + penalty * mean)
+    shares = values**2 / (values**2 + penalty * _unit(values))
     fitted = targets.mean(0) + left @ (shares[:, None] * (left.T @ targets))
     leverage = 1 / len(targets) + (left**2 * shares).sum(1)
     # A leverage of 1 means that nothing is known of the row without itself.

@@ -9,7 +9,13 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict, cross_val_sc
 from sklearn.neighbors import KNeighborsClassifier
 
 from mmtransfer.selection.arrays import one_hot, principal
-from mmtransfer.selection.scores.probe import PENALTIES, knn, leave_one_out, linear_probe
+from mmtransfer.selection.scores.probe import (
+    PENALTIES,
+    found_unseen,
+    knn,
+    leave_one_out,
+    linear_probe,
+)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(30, 4), (12, 40)])
@@ -28,6 +34,23 @@ def test_rows_are_predicted_as_by_a_regression_without_them(rows: int, width: in
         expected += targets.mean(0) - (targets.sum(0) - targets) / (rows - 1)
         accuracies.append((expected.argmax(1) == classes).mean())
     assert linear_probe(features, classes) == pytest.approx(max(accuracies))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(30, 4), (12, 40)])
+def test_unseen_rows_are_predicted_as_by_a_regression_on_the_others(rows: int, width: int) -> None:
+    generator = np.random.default_rng(width)
+    classes, truth = np.arange(rows) % 3, generator.integers(0, 3, 50)
+    features, unseen = (
+        generator.normal(3, 1, (len(k), width)) + np.eye(3, width)[k] for k in (classes, truth)
+    )
+    found = found_unseen(features, classes, unseen, truth)
+    _, values = principal(features - features.mean(0))
+    possible = []
+    for penalty in PENALTIES:
+        ridge = Ridge(penalty * float((values**2).mean())).fit(features, one_hot(classes))
+        possible.append((ridge.predict(unseen).argmax(1) == truth).tolist())
+    assert found.tolist() in possible
+    assert found.mean() > 0.4
 
 
 def test_what_tells_nothing_is_no_worse_than_the_largest_class() -> None:
