@@ -14,6 +14,7 @@ from mmtransfer.selection import advice
 from mmtransfer.selection.choose import choose
 from mmtransfer.selection.command import choose_command
 from mmtransfer.selection.distances import DISTANCES
+from mmtransfer.selection.scoring import LEAST_UNSEEN
 
 PAGE = (Path(__file__).parents[1] / "docs" / "choose.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.S)
@@ -42,6 +43,7 @@ def test_tables_and_numbers_are_those_of_the_code() -> None:
     assert f"below {advice.FEW} |" in PAGE
     assert f"| {advice.FEW} to {advice.MANY} |" in PAGE
     assert f"below {advice.NEAR})" in PAGE
+    assert f"at least {LEAST_UNSEEN} are labelled" in PAGE
     defaults = inspect.signature(choose).parameters
     assert f"first {defaults['components'].default} principal" in PAGE
     assert f"most {defaults['most_rows'].default} random" in PAGE

@@ -130,7 +130,7 @@ def test_of_equally_good_sets_the_cheapest_is_recommended() -> None:
     told = np.arange(100) % 10 > 1
     candidates, known = [], {}
     for name, cost, correct in (
-        ("dear", 9.0, (told | (np.arange(100) < 11)) & (np.arange(100) > 1)),
+        ("dear", 9.0, told ^ np.isin(np.arange(100), [2, 10, 20])),
         ("cheap", 2.0, told),
         ("worse", 1.0, told & (np.arange(100) > 15)),
     ):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmtransfer.registry import register_score
-from mmtransfer.selection.arrays import Array, Numbers, checked, one_hot, principal
+from mmtransfer.selection.arrays import Array, Numbers, checked, one_hot
 
 #: weights of the penalty that are tried, in units of the mean squared singular value
 PENALTIES = tuple(10.0**k for k in range(-4, 4))
@@ -28,7 +28,7 @@ def linear_probe(features: Any, labels: Any) -> float:
 
 def found_without(rows: Array, classes: Numbers) -> NDArray[np.bool_]:
     """(N,) which rows the regression on all others would have told, at the best penalty."""
-    left, values = principal(rows - rows.mean(0))
+    left, values = directions(rows - rows.mean(0))
     return _best(left, values, classes)[1]
 
 
@@ -38,7 +38,7 @@ def found_unseen(rows: Array, classes: Numbers, unseen: Array, truth: Numbers) -
     The penalty is the best one for the rows (N, D) themselves, each left out.
     """
     centre = rows.mean(0)
-    left, values = principal(rows - centre)
+    left, values = directions(rows - centre)
     penalty, _ = _best(left, values, classes)
     targets = one_hot(classes)
     inner = (left.T @ targets) / (values**2 + penalty * _unit(values))[:, None]
@@ -46,6 +46,20 @@ def found_unseen(rows: Array, classes: Numbers, unseen: Array, truth: Numbers) -
     predicted = targets.mean(0) + (unseen - centre) @ weights
     correct: NDArray[np.bool_] = predicted.round(9).argmax(1) == truth
     return correct
+
+
+def directions(rows: Array) -> tuple[Array, Array]:
+    """Left singular vectors (N, R) and singular values (R,), but for very small ones.
+
+    Out of the smaller Gram matrix, several times faster than a singular value decomposition: what
+    that loses of the small ones counts for nothing beside the penalties.
+    """
+    tall = len(rows) > rows.shape[1]
+    squares, vectors = np.linalg.eigh(rows.T @ rows if tall else rows @ rows.T)
+    real = squares > 1e-10 * max(squares[-1], np.finfo(np.float64).tiny)
+    values = np.sqrt(squares[real])
+    vectors = vectors[:, real]
+    return (rows @ vectors / values if tall else vectors), values
 
 
 def _best(left: Array, values: Array, classes: Numbers) -> tuple[float, NDArray[np.bool_]]:

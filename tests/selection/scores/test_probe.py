@@ -8,9 +8,10 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneOut, cross_val_predict, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from mmtransfer.selection.arrays import one_hot, principal
+from mmtransfer.selection.arrays import one_hot
 from mmtransfer.selection.scores.probe import (
     PENALTIES,
+    directions,
     found_unseen,
     knn,
     leave_one_out,
@@ -23,7 +24,7 @@ def test_rows_are_predicted_as_by_a_regression_without_them(rows: int, width: in
     generator = np.random.default_rng(width)
     classes = np.arange(rows) % 3
     features = generator.normal(3, 1, (rows, width)) + np.eye(3, width)[classes]
-    left, values = principal(features - features.mean(0))
+    left, values = directions(features - features.mean(0))
     targets = one_hot(classes)
     accuracies = []
     for penalty in PENALTIES:
@@ -44,7 +45,7 @@ def test_unseen_rows_are_predicted_as_by_a_regression_on_the_others(rows: int, w
         generator.normal(3, 1, (len(k), width)) + np.eye(3, width)[k] for k in (classes, truth)
     )
     found = found_unseen(features, classes, unseen, truth)
-    _, values = principal(features - features.mean(0))
+    _, values = directions(features - features.mean(0))
     possible = []
     for penalty in PENALTIES:
         ridge = Ridge(penalty * float((values**2).mean())).fit(features, one_hot(classes))
