@@ -2,11 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/choose.py
 
-The retail set with encoders that know much, something else and nothing: MobileNetV2, ResNet-20 of
-CIFAR-10 and a random ViT for the photos, MiniLM and a random BERT for the labels, KWT-1 and a
-random wav2vec 2.0 for the speech, and all sets of them with one encoder per column.  All are
-scored, then all are trained on the frozen encoders' features, which are stored before either is
-timed.
+The retail set with encoders that know much, something else and nothing: MobileNetV2 and ResNet-20
+of CIFAR-10 for the photos, MiniLM and a random BERT for the labels, KWT-1 for the speech, and all
+17 sets of them with one encoder per column.  All are scored, then all are trained on the frozen
+encoders' features; these are stored before either is timed.
 
 For each score: the weighted tau and Kendall's tau between prediction and test accuracy, and the
 seconds that all predictions take as a share of all trainings.  Exit code 1 where the default score
@@ -28,13 +27,15 @@ from rich.table import Table
 
 from mmtransfer import TrainingOptions
 from mmtransfer.cli import command
+from mmtransfer.data.rows import load_rows
+from mmtransfer.selection.candidates import Pool
 from mmtransfer.selection.choose import choose
 from mmtransfer.selection.ranking import correlation
 from mmtransfer.selection.report import draw, show
 
 TASKS = {"product": "classification", "category": "classification"}
 MODEL = {"fusion": "gated", "width": 256, "dropout": 0.3}
-OTHERS = ("logme", "h_score", "regularised_h_score", "transrate", "gbc", "gbc_spherical", "knn")
+OTHERS = ("logme", "h_score", "regularised_h_score", "transrate", "gbc", "knn")
 LEAST_TAU, MOST_TIME = 0.7, 0.1
 
 
@@ -46,17 +47,16 @@ def encoders_of(shared: Path) -> dict[str, list[str]]:
         "image": [
             f"hf:{models / 'mobilenet-v2-imagenet'}",
             f"resnet20:ResNet20?directory={models / 'resnet20-cifar10'}",
-            "tiny-vit",
         ],
         "text": [f"hf:{minilm()}", "tiny-bert"],
-        "audio": [f"kwt:{models / 'kwt1-speech-commands'}", "tiny-wav2vec2"],
+        "audio": [f"kwt:{models / 'kwt1-speech-commands'}"],
     }
 
 
 def main(
     epochs: int = 20,
     batch_size: int = 64,
-    lr: float = 2e-3,
+    lr: float = 1e-3,
     verify: int = 1000,
     others: list[str] = list(OTHERS),  # noqa: B006 - only read
     cache: str | None = None,
@@ -76,9 +76,14 @@ def main(
         output: directory for results.json and choice.png
     """
     shared = shared_directory()
-    options = TrainingOptions(batch_size=batch_size, cache=cache)
+    options = TrainingOptions(batch_size=batch_size, evaluation_batch_size=512, cache=cache)
     given = (str(shared / "data" / "retail"), encoders_of(shared), TASKS)
-    choose(*given, training=options)  # fills the feature store
+    data, encoders, _ = given
+    splits = load_rows(data)
+    pool = Pool(encoders, splits["train"], options.seed)
+    for split, rows in splits.items():
+        for pair in pool.encoders:
+            pool.encode(*pair, rows, split, options)
     choice = choose(
         *given,
         verify=verify,

@@ -82,13 +82,17 @@ def readable(spec: str, rows: Rows, names: Iterable[str]) -> list[str]:
     encoder, found = build_encoder(spec), []
     for name in names:
         value = next((v for v in column(rows, name) if v is not None), None)
-        try:
-            encoder.collate([value])
-        except Exception:
-            continue
-        if value is not None:
+        if value is not None and readable_by(encoder, value):
             found.append(name)
     return found
+
+
+def readable_by(encoder: Encoder, value: Any) -> bool:
+    try:
+        encoder.collate([value])
+    except Exception:  # whatever a decoder raises for what it does not know
+        return False
+    return True
 
 
 def sets_of(encoders: Mapping[str, Sequence[str]], most: int | None = None) -> list[EncoderSet]:
@@ -143,15 +147,15 @@ class Pool:
 
     def row_seconds(self, name: str, spec: str, rows: Rows, options: TrainingOptions) -> float:
         """What reading and encoding a row takes, measured on a few."""
+        encoder = self.encoders[name, spec].eval()
         values: list[Any] = []
         for value in column(rows, name):
-            if value is not None:
+            if value is not None and readable_by(encoder, value):
                 values.append(value)
             if len(values) == 2 * TIMED_ROWS:
                 break
         if not values:
             return 0.0
-        encoder = self.encoders[name, spec].eval()
         accelerator = make_accelerator(options, None)
         encoder.to(accelerator.device)
         halves = values[: len(values) // 2] or values, values[len(values) // 2 :]

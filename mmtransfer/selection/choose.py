@@ -10,17 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mmtransfer.data.rows import Rows, check_rows, load_rows, with_label_names
 from mmtransfer.selection.advice import Advice, advise, estimate_minutes
-from mmtransfer.selection.candidates import EncoderSet, Pool, by_column, label_of, sets_of
+from mmtransfer.selection.candidates import EncoderSet, Pool, by_column, sets_of
 from mmtransfer.selection.ranking import (
     Candidate,
-    add_gains,
     correlation,
-    name_apart,
+    rank,
     reasons_for,
     recommend,
 )
@@ -30,7 +26,7 @@ from mmtransfer.tasks.base import Task, build_task
 from mmtransfer.tasks.classification import Classification
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, check_splits, run
-from mmtransfer.transfer.base import build_strategy
+from mmtransfer.transfer.base import Strategy, build_strategy
 
 
 @dataclass
@@ -109,13 +105,15 @@ def choose(
             raise ValueError(f"{name} must be at least 2, found {count}")
     if verify < 0:
         raise ValueError(f"verify must not be negative, found {verify}")
+    if verify and not {"test", "validation"} & set(splits):
+        raise ValueError(f"verify needs test or validation rows; found {', '.join(splits)}")
+    probe = build_strategy("linear_probe", **(strategy_options or {}))
     pool = Pool(sorted_in, splits["train"], training.seed)
     some = {name: pool.encoders[name, specs[0]] for name, specs in sorted_in.items()}
-    check_rows(splits["train"], some, {task: built}, "train", training=True)
-    if "validation" in splits:
-        check_rows(splits["validation"], some, {task: built}, "validation")
-    for where, rows in origins.items():
-        check_rows(first_split(rows), some, {}, where)
+    for split, rows in sorted(splits.items(), key=lambda item: item[0] != "train"):
+        check_rows(rows, some, {task: built}, split, training=split == "train")
+    for where, found in origins.items():
+        check_rows(first_split(found), some, {}, where)
 
     scorer = Scorer(score, splits, task, built, most_rows, components, training.seed)
     clock = Clock()
@@ -128,28 +126,13 @@ def choose(
         scorer.add(name, spec, encoded)
         clock.lap("predicting")
     everything = sets_of(sorted_in)
-    candidates = list[Candidate]()
-    told = dict[int, NDArray[np.bool_]]()
-    for chosen in everything[:most_sets]:
-        started = time.perf_counter()
-        value, correct, width = scorer(chosen)
-        milliseconds = 1000 * sum(row_seconds[pair] for pair in chosen.items())
-        seconds = time.perf_counter() - started
-        candidate = Candidate(
-            dict(chosen), label_of(chosen), value, None, width, milliseconds, seconds
-        )
-        candidates.append(candidate)
-        if correct is not None:
-            told[id(candidate)] = correct
-    name_apart(candidates)
-    add_gains(candidates)
-    candidates.sort(key=lambda c: -c.score)
+    candidates, told = rank(scorer, everything[:most_sets], row_seconds)
     clock.lap("predicting")
     best = recommend(candidates, told)
     distances = {}
-    for where, rows in origins.items():
+    for where, found in origins.items():
         distances[where] = {
-            name: apart(pool, name, spec, first_split(rows), where, splits["train"], training)
+            name: apart(pool, name, spec, first_split(found), where, splits["train"], training)
             for name, spec in best.encoders.items()
         }
     distances = dict(sorted(distances.items(), key=lambda d: farness(d[1])))
@@ -175,7 +158,7 @@ def choose(
     )
     if verify:
         for candidate in candidates[:verify]:
-            train(candidate, pool, splits, tasks, training, model_options, strategy_options)
+            train(candidate, pool, splits, tasks, probe, training, model_options)
         choice.correlation = correlation(candidates)
         clock.lap("training")
     choice.seconds = clock.seconds
@@ -230,9 +213,9 @@ def train(
     pool: Pool,
     splits: Mapping[str, Rows],
     tasks: Mapping[str, Any],
+    strategy: Strategy,
     training: TrainingOptions,
     model_options: Mapping[str, Any] | None,
-    strategy_options: Mapping[str, Any] | None,
 ) -> None:
     """Train fusion and heads on the frozen encoders, and note score and seconds."""
     started = time.perf_counter()
@@ -240,11 +223,10 @@ def train(
     model = build_model(
         encoders, tasks, splits["train"], seed=training.seed, **(model_options or {})
     )
-    strategy = build_strategy("linear_probe", **(strategy_options or {}))
     metrics = run(model, splits, strategy, training, title=candidate.label)
     name = next(iter(tasks))
     shown = next((s for s in ("test", "validation") if name in metrics.get(s, {})), None)
     if shown is None:
-        raise ValueError("verification needs labelled test or validation rows")
+        raise ValueError(f"verify needs labels in {name!r} of the test or validation rows")
     candidate.trained = metrics[shown][name][model.tasks[name].score]
     candidate.training_seconds = time.perf_counter() - started

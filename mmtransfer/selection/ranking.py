@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from mmtransfer.selection.candidates import EncoderSet, label_of
+from mmtransfer.selection.scoring import Scorer
 from mmtransfer.selection.sources import Distances, farness
 
 
@@ -30,6 +33,31 @@ class Candidate:
     seconds: float
     trained: float | None = None
     training_seconds: float | None = None
+
+
+def rank(
+    scorer: Scorer,
+    sets: Sequence[EncoderSet],
+    row_seconds: Mapping[tuple[str, str], float],
+) -> tuple[list[Candidate], dict[int, NDArray[np.bool_]]]:
+    """The candidates, the best first, and by identity of each the rows that it tells.
+
+    row_seconds: by column and specification
+    """
+    candidates = list[Candidate]()
+    told = dict[int, NDArray[np.bool_]]()
+    for chosen in sets:
+        started = time.perf_counter()
+        value, correct, width = scorer(chosen)
+        seconds = time.perf_counter() - started
+        cost = 1000 * sum(row_seconds[pair] for pair in chosen.items())
+        candidate = Candidate(dict(chosen), label_of(chosen), value, None, width, cost, seconds)
+        candidates.append(candidate)
+        if correct is not None:
+            told[id(candidate)] = correct
+    name_apart(candidates)
+    add_gains(candidates)
+    return sorted(candidates, key=lambda c: -c.score), told
 
 
 def name_apart(candidates: Sequence[Candidate]) -> None:

@@ -198,6 +198,7 @@ def test_scores_can_be_chosen_and_the_count_of_sets_capped(data: dict[str, Any])
         ({"encoders": {}}, "no encoder"),
         ({"encoders": ["tiny-vit"]}, "'tiny-vit' reads no column of a, b, noise.*a=tiny-vit"),
         ({"verify": -1}, "verify must not be negative"),
+        ({"strategy_options": {"lrr": 1}}, "no option 'lrr'.*mean 'lr'"),
         ({"most_rows": 1}, "most_rows must be at least 2, found 1"),
     ],
 )
@@ -207,6 +208,11 @@ def test_mistakes_are_told_before_anything_is_encoded(
     given = {"encoders": {"a": WIDE}, "tasks": TASKS} | change
     with pytest.raises(ValueError, match=message):
         choose(data, training=QUIET, **given)
+
+
+def test_verification_needs_rows_to_verify_on(data: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="verify needs test or validation rows; found train"):
+        choose({"train": data["train"]}, {"a": WIDE}, TASKS, verify=1, training=QUIET)
 
 
 def test_encoders_find_the_columns_that_they_read(picture: Any, clip: Any) -> None:
