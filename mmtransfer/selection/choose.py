@@ -37,7 +37,8 @@ class Choice:
     untried: sets beyond `most_sets`
     distances: `{source: {column: {distance: value}}}`, nearest source first
     correlation: Kendall's and the weighted tau between predicted and trained, None without enough
-    seconds: of encoding what was not stored yet, of timing encoders, of predicting, of training
+    seconds: of loading data and encoders, of encoding what is not stored yet and reading it, of
+        timing encoders, of predicting, of training
     """
 
     task: str
@@ -89,6 +90,7 @@ def choose(
     model_options, strategy_options: of the verification: fusion, width and the like; epochs, rates
     Raises `ValueError` for a mistake in any of them, before anything is encoded.
     """
+    clock = Clock()
     training = training or TrainingOptions()
     splits = dict(load_rows(data) if isinstance(data, str | Path) else data)
     check_splits(splits)
@@ -116,7 +118,7 @@ def choose(
         check_rows(first_split(found), some, {}, where)
 
     scorer = Scorer(score, splits, task, built, most_rows, components, training.seed)
-    clock = Clock()
+    clock.lap("loading")
     row_seconds: dict[tuple[str, str], float] = {}
     for name, spec in pool.encoders:
         encoded = {s: pool.encode(name, spec, splits[s], s, training) for s in scorer.rows}
