@@ -8,8 +8,8 @@ of CIFAR-10 for the photos, MiniLM and a random BERT for the labels, KWT-1 for t
 encoders' features; these are stored before either is timed.
 
 For each score: the weighted tau and Kendall's tau between prediction and test accuracy, and the
-seconds of choosing, with loading data and encoders, as a share of those of all trainings.  Exit code
-1 where the default score misses a limit.
+seconds of choosing, with loading data and encoders, as a share of those of all trainings.  Exit
+code 1 where the default score misses a limit.
 """
 
 from __future__ import annotations
