@@ -108,7 +108,12 @@ def sets_of(encoders: Mapping[str, Sequence[str]], most: int | None = None) -> l
 
 def label_of(chosen: EncoderSet) -> str:
     """What a set is called in tables: the last parts of its specifications."""
-    return " + ".join(spec.partition("?")[0].rstrip("/").split("/")[-1] for spec in chosen.values())
+    return " + ".join(map(_last, chosen.values()))
+
+
+def _last(spec: str) -> str:
+    parts = spec.partition("?")[0].rstrip("/").split("/")
+    return "/".join(parts[-2:] if parts[-1] == "model" else parts[-1:])  # a run leaves OUT/model
 
 
 class Pool:

@@ -238,3 +238,4 @@ def test_sets_have_one_encoder_per_column_small_ones_first() -> None:
     ]
     assert sets_of({"image": ["p", "q"], "text": ["r"]}, 3) == found[:3]
     assert label_of({"image": "hf:some/where/net?size=3", "text": "tiny-bert"}) == "net + tiny-bert"
+    assert label_of({"image": "hf:runs/first/model"}) == "first/model"
