@@ -20,7 +20,8 @@ def command(components: Any, name: str, arguments: list[str] | None = None) -> N
     from jsonargparse import auto_cli
 
     several = isinstance(components, dict)
-    given = bare_flags(components, sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    given = bare_lists(components, bare_flags(components, given))
     try:
         auto_cli(components, args=given, prog=name, as_positional=several)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -45,6 +46,29 @@ def bare_flags(components: Any, arguments: list[str]) -> list[str]:
     ]
 
 
+def bare_lists(components: Any, arguments: list[str]) -> list[str]:
+    """Let `--encoders a b` mean `--encoders '["a", "b"]'`, for every option that is a list."""
+    lists = {
+        f"--{name}"
+        for function in _functions(components)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if str(parameter.annotation).startswith("list[str]")
+    }
+    found: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        found.append(word)
+        values: list[str] = []
+        while word in lists and words and not words[0].startswith("--"):
+            values.append(words.pop(0))
+        if (len(values) == 1 and values[0][:1] in ("[", "{")) or values == ["null"]:
+            found += values
+        elif values:
+            found.append(dumps(values))
+    return found
+
+
 def _functions(components: Any) -> list[Callable[..., Any]]:
     if isinstance(components, dict):  # commands by name, each perhaps such a dict, and their help
         parts = [part for name, part in components.items() if name != "_help"]
@@ -61,6 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
         "tasks": tasks,
         "strategies": strategies,
         "methods": methods,
+        "scores": scores,
+        "choose": choose(given),
         "predict": predict,
         "rerun": rerun,
         "benchmark": {
@@ -96,6 +122,19 @@ def benchmark_fusion(arguments: list[str]) -> Callable[..., None]:
     return fusion
 
 
+def choose(arguments: list[str]) -> Callable[..., None]:
+    """The command where it is asked for: its options come from classes that import torch."""
+    if arguments[:1] == ["choose"]:
+        from mmtransfer.selection.command import choose_command
+
+        return choose_command
+
+    def choose() -> None:
+        """Rank encoders and sets of them before training; name a strategy and the command."""
+
+    return choose
+
+
 def encoders() -> None:
     """List the encoders that a specification string can name."""
     _list("encoders")
@@ -120,6 +159,11 @@ def strategies() -> None:
 def methods() -> None:
     """List the methods of the training loop."""
     _list("methods")
+
+
+def scores() -> None:
+    """List the transferability scores."""
+    _list("scores")
 
 
 def predict(

@@ -110,12 +110,14 @@ fusions = Registry("fusion", "mmtransfer.fusion")
 tasks = Registry("task", "mmtransfer.tasks")
 strategies = Registry("strategy", "mmtransfer.transfer")
 methods = Registry("method", "mmtransfer.methods")
+scores = Registry("score", "mmtransfer.selection.scores")
 
 register_encoder = encoders.register
 register_fusion = fusions.register
 register_task = tasks.register
 register_strategy = strategies.register
 register_method = methods.register
+register_score = scores.register
 
 
 def import_class(path: str) -> Any:

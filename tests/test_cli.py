@@ -66,7 +66,9 @@ def failure(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("family", ["encoders", "fusions", "tasks", "strategies", "methods"])
+@pytest.mark.parametrize(
+    "family", ["encoders", "fusions", "tasks", "strategies", "methods", "scores"]
+)
 def test_every_registered_name_is_listed_with_its_line(
     family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

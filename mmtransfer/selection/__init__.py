@@ -1,0 +1,1 @@
+"""Before training: which encoder, which source, which strategy, is another modality worth it."""
