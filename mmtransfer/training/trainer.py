@@ -44,6 +44,7 @@ from mmtransfer.training.setup import (
 )
 from mmtransfer.training.sharding import averaged, is_sharded, load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
+from mmtransfer.temperature import Temperature
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
 
 COUNTED = ("seconds", "skipped_steps", "before")
@@ -167,6 +168,7 @@ class Trainer:
                 if saved is not None:
                     self.progress.line(exactness(saved, self.step, self._setting()))
             self.log.begin(self.step, len(self.history))
+            self.model.temperature = Temperature()  # an earlier one was fitted to other weights
             for number in range(self.position.phase, len(self.strategy.phases)):
                 self._fit_phase(number, self.strategy.phases[number], saved)
                 saved = None

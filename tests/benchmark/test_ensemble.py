@@ -20,7 +20,7 @@ from mmtransfer.benchmark.ensemble import (
     predict,
     train,
 )
-from mmtransfer.benchmark.examples import Examples
+from mmtransfer.data.examples import Examples
 from mmtransfer.benchmark.fusion import members_of
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.registry import fusions
