@@ -31,7 +31,13 @@ class Interval:
 def mean_of(values: Tensor) -> Statistic:
     """The mean over rows of values (N,) or (N, S)."""
     exact = values.double()
-    return lambda rows: exact[rows].mean(1)
+
+    def statistic(rows: Tensor) -> Tensor:
+        counts = torch.zeros(len(rows), len(exact), dtype=torch.float64)
+        counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
+        return counts @ exact / rows.shape[1]
+
+    return statistic
 
 
 def each(metric: Callable[[Tensor], float]) -> Statistic:
@@ -48,7 +54,7 @@ def bootstrap(
     strata: Tensor | None = None,
     seed: int = 0,
 ) -> list[Interval]:
-    """Intervals of the metrics of a statistic, resampling rows (Efron & Tibshirani 1993, ch. 13-14).
+    """Intervals of metrics, by resampling rows (Efron & Tibshirani 1993, chapters 13 and 14).
 
     level: how often an interval is to hold the truth
     method: "percentile"; "bca" also mends bias and skewness (Efron, JASA 1987), and needs the

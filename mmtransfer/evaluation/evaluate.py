@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmtransfer.data.examples import Examples
@@ -247,8 +247,9 @@ def robustness(
         return {n: found[n][t.score] for n, t in model.tasks.items() if t.score in found[n]}
 
     kept = [names for names in next(iter(subsets.values())) if names]
-    deviations = {name: deviation for name, (_, deviation) in examples.statistics().items()}
-    there = {name: scale for name, scale in deviations.items() if torch.isfinite(scale).all()}
+    there = [name for name, f in examples.features.items() if f.present.any()]
+    statistics = examples.only(there).statistics() if there else {}
+    deviations = {name: deviation for name, (_, deviation) in statistics.items()}
     return {
         "subsets": {
             " + ".join(names): score({task: z[names] for task, z in subsets.items()})
@@ -257,7 +258,7 @@ def robustness(
         "noise": {
             name: {str(level): scores for level, scores in levels.items()}
             for name, levels in by_noise(
-                lambda disturbed: score(decide(model, disturbed).logits), examples, there
+                lambda disturbed: score(decide(model, disturbed).logits), examples, deviations
             ).items()
         },
     }
@@ -272,8 +273,9 @@ def about_outliers(
         known = task.labelled(held.examples.targets[name])
         if known.sum() > 1:
             vectors, targets = held.decided.fused[known], held.examples.targets[name][known]
-            gaussians = ClassGaussians.fit(vectors, targets)
-            scores["mahalanobis"] = lambda judged: gaussians.score(judged.decided.fused)
+            with suppress(ValueError):  # where all rows of each class have the same vector
+                gaussians = ClassGaussians.fit(vectors, targets)
+                scores["mahalanobis"] = lambda judged: gaussians.score(judged.decided.fused)
     if strange is None:
         return {score: {"mean": float(of(seen).mean())} for score, of in scores.items()}
     return {score: detection(of(seen), of(strange)) for score, of in scores.items()}

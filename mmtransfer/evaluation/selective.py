@@ -44,7 +44,7 @@ def aurc(confidence: Tensor, correct: Tensor) -> float:
 
 
 def excess_aurc(confidence: Tensor, correct: Tensor) -> float:
-    """What of `aurc` a confidence that puts all errors last would save (Geifman et al., ICLR 2019)."""
+    """What of `aurc` a perfect order of the rows would save (Geifman et al., ICLR 2019)."""
     return aurc(confidence, correct) - aurc(correct.double(), correct)
 
 

@@ -20,6 +20,7 @@ from mmtransfer.data.stream import is_stream
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.model import ON_DEMAND, TransferModel
+from mmtransfer.temperature import Temperature
 from mmtransfer.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -44,7 +45,6 @@ from mmtransfer.training.setup import (
 )
 from mmtransfer.training.sharding import averaged, is_sharded, load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
-from mmtransfer.temperature import Temperature
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
 
 COUNTED = ("seconds", "skipped_steps", "before")
