@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         "scores": scores,
         "choose": choose(given),
         "predict": predict,
+        "evaluate": evaluate,
         "rerun": rerun,
         "benchmark": {
             "_help": "Compare fusions on the features of frozen encoders.",
@@ -195,6 +196,62 @@ def predict(
     else:
         output.write_text(lines)
         print(f"{len(answers)} rows written to {output}")
+
+
+def evaluate(
+    model: str,
+    data: str,
+    output: Path = Path("evaluation"),
+    split: str = "test",
+    calibrate_on: str = "validation",
+    outliers: str | None = None,
+    save_temperature: bool = False,
+    batch_size: int = 64,
+    on_error: str = "raise",
+    resamples: int = 2000,
+    seed: int = 0,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Metrics with intervals, calibration, contributions of modalities, robustness, mistakes.
+
+    Args:
+        model: directory of a saved model, or hub id
+        data: directory with parquet files, or hub id
+        output: directory for evaluation.json and pictures
+        split: the rows that are judged
+        calibrate_on: split that temperatures are fitted on; left out where there is none
+        outliers: data of another kind, whose split of the same name should look strange
+        save_temperature: put the temperatures beside the model, for calibrated predictions
+        batch_size: rows that are encoded at a time
+        on_error: "raise" stops at an unreadable value, "missing" counts it as missing
+        resamples: of the bootstrap
+        seed: of bootstrap and maps
+        overwrite: replace the evaluation that the output directory holds
+        json: print a summary as JSON
+    """
+    from mmtransfer.evaluation.command import evaluate_saved, print_summary, summary
+
+    results = evaluate_saved(
+        model,
+        data,
+        output,
+        split,
+        calibrate_on,
+        outliers,
+        save_temperature,
+        overwrite,
+        batch_size=batch_size,
+        on_error=on_error,
+        resamples=resamples,
+        seed=seed,
+        progress=not json,
+    )
+    if json:
+        print(dumps(summary(results)))
+    else:
+        print_summary(results)
+        print(f"evaluation.json and {len(results['pictures'])} pictures are in {output}")
 
 
 def rerun(run: Path, output: Path | None = None) -> None:

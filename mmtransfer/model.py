@@ -18,6 +18,7 @@ from mmtransfer.features import Activations, Batch, Features, Inputs, Outputs, p
 from mmtransfer.fusion.base import Fusion, check_column
 from mmtransfer.registry import nearest
 from mmtransfer.tasks.base import Task
+from mmtransfer.temperature import Temperature
 from mmtransfer.unimodal import UnimodalHeads
 
 WEIGHTS = "model.safetensors"
@@ -55,6 +56,7 @@ class TransferModel(
         self.heads = nn.ModuleDict({n: fusion.head(task.head) for n, task in tasks.items()})
         self.unimodal: UnimodalHeads | None = None
         self.demanded: tuple[str, ...] = ()
+        self.temperature = Temperature()
 
     def provide(self, demanded: Collection[str], seed: int = 0) -> None:
         """Let `Outputs` have these fields of `ON_DEMAND` too, in training mode, and no others.
@@ -174,6 +176,7 @@ class TransferModel(
     ) -> list[dict[str, Any]]:
         """Labels with probabilities, per task, and the weight of each modality, per row.
 
+        Probabilities are calibrated where the model has a temperature.
         Rows may have any subset of the modalities; a missing key or `None` is a missing modality.
         -> `[{task: {"label", "probability"}, "weights": {modality: w} or None}, ...]`
         """
@@ -200,7 +203,10 @@ class TransferModel(
         return answers
 
     def _answer(self, outputs: Outputs) -> list[dict[str, Any]]:
-        labels = {n: task.predict(outputs.logits[n].cpu()) for n, task in self.tasks.items()}
+        labels = {
+            name: task.predict(self.temperature.apply(name, outputs.logits[name].cpu()))
+            for name, task in self.tasks.items()
+        }
         size = len(next(iter(outputs.logits.values())))
         weights = [None] * size if outputs.weights is None else outputs.weights.float().tolist()
         modalities = self.fusion.modalities
@@ -233,6 +239,7 @@ class TransferModel(
             "tasks": {name: task.config() for name, task in self.tasks.items()},
         }
         (save_directory / "config.json").write_text(json.dumps(config, indent=2))
+        self.temperature.save(save_directory)
         # Copies: safetensors takes neither shared nor non-contiguous (channels-last) tensors.
         state = {
             name: tensor.detach().to("cpu", copy=True).contiguous()
@@ -273,6 +280,8 @@ class TransferModel(
         tasks = {name: Task.from_config(task) for name, task in config["tasks"].items()}
         model = cls(encoders, fusion, tasks)
         model.load_weights(directory / WEIGHTS)
+        model.temperature = Temperature.load(directory)
+        model.temperature.check(tasks)
         for encoder in encoders.values():
             encoder.pretrained = True
         return model.eval().to(map_location)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from mmtransfer.benchmark.ensemble import Joined, Recipe, train
-from mmtransfer.benchmark.examples import Examples
 from mmtransfer.benchmark.scores import robustness, score
+from mmtransfer.data.examples import Examples
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.tasks.base import Task
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from mmtransfer.benchmark.examples import Examples
+from mmtransfer.data.examples import Examples
 from mmtransfer.features import Features
 from mmtransfer.fusion.base import Fusion
 from mmtransfer.tasks.base import Task

@@ -93,7 +93,7 @@ def shapley(logits: Tensor, present: Tensor | None, modalities: Sequence[str]) -
     within = torch.tensor([[name in s for name in modalities] for s in subsets])  # (S, M)
     size = within.sum(1, keepdim=True)
     # A modality joins each subset of the others in a share of all orders of joining.
-    joins = torch.tensor([1 / (m * comb(m - 1, k)) for k in range(m)])
+    joins = torch.tensor([1 / (m * comb(m - 1, k)) for k in range(m)], dtype=logits.dtype)
     weights = torch.where(within, joins[size - 1], -joins[size.clamp_max(m - 1)])  # (S, M)
     within = within.to(logits.device, non_blocking=True)
     weights = weights.to(logits.device, non_blocking=True)

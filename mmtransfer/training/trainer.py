@@ -20,6 +20,7 @@ from mmtransfer.data.stream import is_stream
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.model import ON_DEMAND, TransferModel
+from mmtransfer.temperature import Temperature
 from mmtransfer.training.checkpoint import (
     Checkpoint,
     Checkpoints,
@@ -167,6 +168,7 @@ class Trainer:
                 if saved is not None:
                     self.progress.line(exactness(saved, self.step, self._setting()))
             self.log.begin(self.step, len(self.history))
+            self.model.temperature = Temperature()  # an earlier one was fitted to other weights
             for number in range(self.position.phase, len(self.strategy.phases)):
                 self._fit_phase(number, self.strategy.phases[number], saved)
                 saved = None

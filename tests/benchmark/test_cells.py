@@ -14,10 +14,10 @@ import torch
 from mmtransfer.benchmark import cells as module
 from mmtransfer.benchmark.cells import Cell, run_cell, run_cells, save_split
 from mmtransfer.benchmark.ensemble import Recipe
-from mmtransfer.benchmark.examples import Examples
 from mmtransfer.benchmark.fusion import Plan, compare, members_of
 from mmtransfer.benchmark.report import draw, removal, show, summarise
-from mmtransfer.benchmark.scores import noisy, subsets, without
+from mmtransfer.data.examples import Examples
+from mmtransfer.evaluation.robustness import noisy, subsets, without
 from mmtransfer.features import Features
 from mmtransfer.tasks.classification import Classification
 

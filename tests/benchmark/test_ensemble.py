@@ -20,8 +20,8 @@ from mmtransfer.benchmark.ensemble import (
     predict,
     train,
 )
-from mmtransfer.benchmark.examples import Examples
 from mmtransfer.benchmark.fusion import members_of
+from mmtransfer.data.examples import Examples
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.registry import fusions
 from mmtransfer.tasks.classification import Classification

@@ -1,0 +1,203 @@
+"""Pictures of an evaluation, from the numbers that `evaluation.json` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BLUE, BROWN, GREY = "#35618f", "#b0703c", "#8a8a8a"
+LARGEST_MATRIX = 60  # classes; more cannot be told apart in a picture
+
+Results = Mapping[str, Any]
+
+
+def draw(results: Results, folder: Path) -> list[str]:
+    """Write PNG files of all that there is; -> their names."""
+    written: list[str] = []
+    for task, found in results["tasks"].items():
+        if "classes" not in found:
+            continue
+        for kind, picture in BY_TASK.items():
+            path = folder / f"{task}-{kind}.png"
+            if picture(task, found, path):
+                written.append(path.name)
+    if results["robustness"]["subsets"]:
+        draw_subsets(results["robustness"]["subsets"], folder / "subsets.png")
+        draw_noise(results["robustness"], folder / "noise.png")
+        written += ["subsets.png", "noise.png"]
+    for method, found in results.get("maps", {}).items():
+        draw_map(method, found, folder / f"{method}.png")
+        written.append(f"{method}.png")
+    if len(results.get("learning", {}).get("train_loss", [])) > 1:
+        draw_learning(results["learning"], folder / "learning.png")
+        written.append("learning.png")
+    return written
+
+
+@contextmanager
+def canvas(path: Path, title: str, size: tuple[float, float] = (5.5, 4.2)) -> Iterator[Any]:
+    """Yields the axes of a picture, and writes it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=size)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.set_title(title, loc="left")
+    try:
+        yield axes
+        figure.tight_layout()
+        figure.savefig(path, dpi=150)
+    finally:
+        pyplot.close(figure)
+
+
+def draw_reliability(task: str, found: Results, path: Path) -> bool:
+    with canvas(path, f"{task}: accuracy by confidence", (4.8, 4.6)) as axes:
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+        for colour, (stage, numbers) in zip(
+            (BROWN, BLUE), found["calibration"].items(), strict=False
+        ):
+            bins = [b for b in numbers["bins"] if b["rows"]]
+            axes.plot(
+                [b["confidence"] for b in bins],
+                [b["accuracy"] for b in bins],
+                marker="o",
+                markersize=4,
+                color=colour,
+                label=f"{stage} scaling, ECE {numbers['ece']:.3f}",
+            )
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
+        axes.legend(frameon=False)
+    return True
+
+
+def draw_selective(task: str, found: Results, path: Path) -> bool:
+    with canvas(path, f"{task}: errors among the surest rows") as axes:
+        coverage, risk = zip(*found["selective"]["curve"], strict=True)
+        axes.plot(coverage, [100 * r for r in risk], color=BLUE)
+        axes.set_xlabel("coverage")
+        axes.set_ylabel("errors (%)")
+        axes.set_xlim(0, 1)
+    return True
+
+
+def draw_contributions(task: str, found: Results, path: Path) -> bool:
+    numbers = found["contributions"]["accuracy"]
+    shares = numbers["of_modalities"]
+    with canvas(path, f"{task}: contributions to accuracy", (5.5, 0.5 * len(shares) + 1.6)) as axes:
+        values = [100 * share["value"] for share in shares.values()]
+        below = [100 * (s["value"] - s["low"]) for s in shares.values()]
+        above = [100 * (s["high"] - s["value"]) for s in shares.values()]
+        errors = [[max(0.0, e) for e in side] for side in (below, above)]
+        axes.barh(list(shares), values, xerr=errors, color=BLUE, capsize=2, height=0.6)
+        axes.axvline(0, color=GREY, linewidth=1)
+        axes.invert_yaxis()
+        axes.set_xlabel(
+            f"percent points, of {100 * numbers['none']:.1f} % without any modality "
+            f"to {100 * numbers['all']:.1f} %"
+        )
+    return True
+
+
+def draw_confusion(task: str, found: Results, path: Path) -> bool:
+    names = [str(entry["class"]) for entry in found["classes"]]
+    if len(names) > LARGEST_MATRIX:
+        return False
+    side = max(4.0, 0.25 * len(names) + 2)
+    with canvas(path, f"{task}: rows by true and predicted class", (side, side)) as axes:
+        axes.grid(visible=False)
+        matrix = found["confusion"]["matrix"]
+        rates = [[100 * value / max(1, sum(line)) for value in line] for line in matrix]
+        axes.imshow(rates, cmap="Blues", vmin=0, vmax=100)
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        if len(names) <= 12:
+            for y, line in enumerate(matrix):
+                for x, value in enumerate(line):
+                    shade = "white" if rates[y][x] > 55 else "black"
+                    axes.text(x, y, value, ha="center", va="center", color=shade, fontsize=7)
+    return True
+
+
+BY_TASK = {
+    "reliability": draw_reliability,
+    "selective": draw_selective,
+    "contributions": draw_contributions,
+    "confusion": draw_confusion,
+}
+
+
+def colours(count: int) -> list[Any]:
+    from matplotlib import pyplot
+
+    palette = pyplot.get_cmap("viridis")
+    return [palette(0.1 + 0.8 * k / max(1, count - 1)) for k in range(count)]
+
+
+def draw_subsets(subsets: Results, path: Path) -> None:
+    tasks = list(next(iter(subsets.values())))
+    height = 0.9 + (0.25 + 0.2 * len(tasks)) * len(subsets)
+    with canvas(path, "score with only these modalities (%)", (6.5, height)) as axes:
+        span = 0.8 / max(1, len(tasks))
+        for k, (task, colour) in enumerate(zip(tasks, colours(len(tasks)), strict=True)):
+            places = [g - 0.4 + span * (k + 0.5) for g in range(len(subsets))]
+            values = [100 * scores[task] for scores in subsets.values()]
+            bars = axes.barh(places, values, span * 0.92, color=colour, label=task)
+            axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+        axes.set_yticks(range(len(subsets)), list(subsets))
+        axes.invert_yaxis()
+        axes.set_xlim(0, 108)
+        axes.legend(frameon=False, loc="lower right")
+
+
+def draw_noise(robustness: Results, path: Path) -> None:
+    whole = next(iter(robustness["subsets"].values()))
+    with canvas(path, "score with noise on one modality (%)") as axes:
+        for task, style in zip(whole, ("-", "--", ":", "-.") * len(whole), strict=False):
+            shades = colours(len(robustness["noise"]))
+            for (name, levels), colour in zip(robustness["noise"].items(), shades, strict=True):
+                axes.plot(
+                    [0.0, *(float(level) for level in levels)],
+                    [100 * scores[task] for scores in (whole, *levels.values())],
+                    style,
+                    color=colour,
+                    marker="o",
+                    markersize=3,
+                    label=f"{task}, {name}",
+                )
+        axes.set_xlabel("deviations of the features")
+        axes.legend(frameon=False, fontsize=7)
+
+
+def draw_map(method: str, found: Results, path: Path) -> None:
+    with canvas(path, f"fused vectors, {'PCA' if method == 'pca' else 't-SNE'}") as axes:
+        classes = found["classes"] or [-1] * len(found["points"])
+        known = [(x, y, c) for (x, y), c in zip(found["points"], classes, strict=True) if c >= 0]
+        others = [p for p, c in zip(found["points"], classes, strict=True) if c < 0]
+        if others:
+            axes.scatter(*zip(*others, strict=True), s=6, color=GREY)
+        if known:
+            x, y, shades = zip(*known, strict=True)
+            axes.scatter(x, y, s=6, c=shades, cmap="turbo")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def draw_learning(curves: Results, path: Path) -> None:
+    with canvas(path, "learning curves") as axes:
+        names = [n for n in curves if n == "train_loss" or n.endswith("/loss")]
+        for name, colour in zip(names, colours(len(names)), strict=True):
+            points = [(k + 1, v) for k, v in enumerate(curves[name]) if v is not None]
+            axes.plot(*zip(*points, strict=True), color=colour, label=name)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+        axes.legend(frameon=False)
