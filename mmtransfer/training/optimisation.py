@@ -114,11 +114,11 @@ class Optimisation:
 
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
-        counts, shares = self._labelled_rows(window)
+        counts, shares, real = self._labelled_rows(window)
         total = torch.zeros((), device=self.accelerator.device)
         with sparse_gradients(self.tables if len(window) > 1 else (), len(window)):
             for k, batch in enumerate(window):
-                batch.shares = shares
+                batch.shares, batch.real = shares, real
                 total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
         self._drop_absent(window)
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
@@ -219,10 +219,13 @@ class Optimisation:
         self.own.step()
         self.own.zero_grad(set_to_none=True)
 
-    def _labelled_rows(self, window: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _labelled_rows(
+        self, window: list[Batch]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """What the rows of a step weigh per task, over micro-batches and processes, 1 if none.
 
         Where methods look at each modality by itself, also `Batch.present` and `Batch.shares`.
+        Last, `Batch.real`.
         """
         tasks, demanded = self.plain.tasks, bool(self.plain.demanded)
         for batch in window if demanded else ():
@@ -231,14 +234,16 @@ class Optimisation:
             [_weigh(task.loss_weight(batch.targets[name]), batch.present) for batch in window]
             for name, task in tasks.items()
         ]
+        weighed.append([_weigh((batch.index >= 0).float(), batch.present) for batch in window])
         counts = torch.tensor([[sum(column) for column in zip(*w, strict=True)] for w in weighed])
         counts = self.accelerator.reduce(
             counts.to(self.accelerator.device, non_blocking=True)
-        )  # (tasks, 1 or 1 + M)
+        )  # (tasks + 1, 1 or 1 + M)
         counts = torch.where(counts > 0, counts, 1)
         parts = len(window) * self.accelerator.num_processes
-        shares = {n: c[1:] / parts for n, c in zip(tasks, counts, strict=True)} if demanded else {}
-        return {n: c[0] for n, c in zip(tasks, counts, strict=True)}, shares
+        *counted, real = counts
+        shares = {n: c[1:] / parts for n, c in zip(tasks, counted, strict=True)} if demanded else {}
+        return {n: c[0] for n, c in zip(tasks, counted, strict=True)}, shares, real[0] / parts
 
     def _drop_absent(self, window: list[Batch]) -> None:
         for name in self._absent_everywhere(window):
