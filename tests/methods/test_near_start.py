@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from mmtransfer.methods.base import Method, build_method
 from mmtransfer.training.options import TrainingOptions
@@ -112,13 +113,15 @@ def test_micro_batches_give_the_gradients_of_the_whole(fit, name):
     """Labels, modalities and rows are spread unevenly over them."""
     if name in PER_MICRO_BATCH:
         pytest.skip("its statistics are those of a micro-batch")
-    phase = Phase(2, 1e-3, 1e-3)  # small: AdamW makes steps of rounding errors where that is all
+    phase = Phase(2, 1e-3, 1e-3)
+    # Old answers have no gradient at first but rounding errors, of which AdamW makes whole steps.
+    near = 3e-4 if name == "lwf" else 2e-5
     whole = fit(name, phase=phase, batch_size=10)[1].seen
     parts = fit(name, phase=phase, batch_size=10, accumulation=4)[1].seen
     assert len(whole) == 6
     for found, expected in zip(parts, whole, strict=True):
         for parameter, gradient in expected.items():
-            torch.testing.assert_close(found[parameter], gradient, atol=2e-5, rtol=1e-3)
+            torch.testing.assert_close(found[parameter], gradient, atol=near, rtol=1e-3)
 
 
 @each
@@ -127,7 +130,9 @@ def test_half_precision(fit, name):
     half, whole = (fit(name, phase=phase, precision=p)[1].seen[-1] for p in ("bf16", "no"))
     for modality in "ab":
         key = f"encoders.{modality}.layers.0.0.weight"
-        assert torch.nn.functional.cosine_similarity(half[key], whole[key], 1).mean() > 0.95
+        found, expected = half[key].flatten(), whole[key].flatten()
+        assert F.cosine_similarity(found, expected, 0) > 0.98
+        assert found.norm() == pytest.approx(float(expected.norm()), rel=0.1)
 
 
 @each
