@@ -15,6 +15,7 @@ from mmtransfer.model import TransferModel
 
 Ingredient = TransferModel | str | Path
 Found = TypeVar("Found")
+ALPHAS = [k / 10 for k in range(11)]
 
 
 @dataclass
@@ -70,7 +71,7 @@ def alpha_curve(
     model: TransferModel,
     start: TransferModel | str | Path | Mapping[str, Tensor],
     evaluate: Callable[[TransferModel], Found],
-    alphas: Sequence[float] = tuple(k / 10 for k in range(11)),
+    alphas: Sequence[float] = ALPHAS,
 ) -> dict[float, Found]:
     """What `evaluate` finds on the way from the start to a trained model, by alpha.
 
