@@ -254,9 +254,9 @@ class Batch:
 
     counts: per task what its labelled rows weigh, on average over the micro-batches and processes
         of the step, 1 if none: the sum of the rows' losses over it is the task's loss
+    real: the rows that are no fillers, on average over the micro-batches and processes of the step:
+        what a sum over the rows is divided by to count like the loss that `on_loss` gets
     unlabelled: as many rows of the unlabelled target, where a method needs it
-    rows: where a method needs an output on demand, how many real rows there are, on average over
-        the micro-batches and processes of the step; of `unlabelled` by itself
 
     and, where a method needs something of each modality:
 
@@ -275,7 +275,7 @@ class Batch:
     shares: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     unlabelled: Batch | None = None
-    rows: Tensor | None = None
+    real: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -303,7 +303,7 @@ class Batch:
             self.shares,
             self.counts,
             None if self.unlabelled is None else self.unlabelled.to(device, non_blocking),
-            self.rows,
+            self.real,
         )
 
     def pin_memory(self) -> Batch:

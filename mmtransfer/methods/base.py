@@ -40,6 +40,10 @@ class Look(Protocol):
         """This process's share of the rows of a split, on the device; fillers are negative."""
         ...
 
+    def unstored(self, split: str, size: int | None = None) -> Iterator[Batch]:
+        """The same as inputs of the encoders, though features may be stored, `size` at a time."""
+        ...
+
     def observe(self, split: str, model: TransferModel | None = None) -> Observed:
         """The present model, or another one that reads the same columns, in eval mode."""
         ...
@@ -59,9 +63,9 @@ class Method(Configurable):
     #: "numbered_rows" (rows that have the same number in each epoch, which those of a stream do
     #: not), "repeated_backward" (it goes backwards by itself through what the step goes through,
     #: too), "second_pass" (it asks `on_gradients` for the gradients elsewhere), "source" (labelled
-    #: rows of the source), or fields of `Outputs` that are given on demand, "unlabelled" being one;
-    #: a method that needs "unimodal" or "unimodal_detached" makes these part of the loss in every
-    #: step
+    #: rows of the source), "unmixed_rows" (it remembers something of each row), or fields of
+    #: `Outputs` that are given on demand, "unlabelled" being one; a method that needs "unimodal" or
+    #: "unimodal_detached" makes these part of the loss in every step
     needs: tuple[str, ...] = ()
     #: what it trains by itself, at the rate of fusion and heads; it stays behind on saving
     module: nn.Module | None = None

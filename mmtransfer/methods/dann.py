@@ -99,7 +99,7 @@ def domain_losses(judge: nn.Module, rows: Tensor, real: Tensor, label: float) ->
 
 def mean_of_sides(losses: list[Tensor], batch: Batch) -> Tensor:
     """Losses of source and target rows -> the mean of both means, over the whole step."""
-    assert batch.rows is not None
+    assert batch.real is not None
     assert batch.unlabelled is not None
-    assert batch.unlabelled.rows is not None
-    return 0.5 * (losses[0].sum() / batch.rows + losses[1].sum() / batch.unlabelled.rows)
+    assert batch.unlabelled.real is not None
+    return 0.5 * (losses[0].sum() / batch.real + losses[1].sum() / batch.unlabelled.real)

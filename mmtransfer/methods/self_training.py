@@ -71,7 +71,7 @@ class SelfTraining(Gradual):
 
     def on_loss(self, loss: Tensor, model: TransferModel, batch: Batch, outputs: Outputs) -> Tensor:
         assert batch.unlabelled is not None
-        assert batch.unlabelled.rows is not None
+        assert batch.unlabelled.real is not None
         assert outputs.unlabelled is not None
         real = batch.unlabelled.index >= 0
         self._parts += 1
@@ -83,11 +83,11 @@ class SelfTraining(Gradual):
                 got = (
                     F.one_hot(labels, logits.shape[1]) * (real & (sure >= self.threshold))[:, None]
                 )
-                share = got.sum(0) / batch.unlabelled.rows
+                share = got.sum(0) / batch.unlabelled.real
                 self._counted[name] = share + self._counted.get(name, 0)
             accepted = real & (sure >= self._thresholds(name, logits)[labels])
             losses = torch.where(accepted, F.cross_entropy(logits, labels, reduction="none"), 0)
-            loss = loss + strength * task.weight * losses.sum() / batch.unlabelled.rows
+            loss = loss + strength * task.weight * losses.sum() / batch.unlabelled.real
         return loss
 
     def _thresholds(self, name: str, logits: Tensor) -> Tensor:

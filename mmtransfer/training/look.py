@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mmtransfer.data.samplers import EvaluationBatches
 from mmtransfer.features import Batch
 from mmtransfer.methods.base import Observed
 from mmtransfer.model import TransferModel
+from mmtransfer.tasks.base import Task
 from mmtransfer.training.data import TrainingData
 
 
@@ -34,25 +35,42 @@ class LookAtData:
         for (batch,) in self.data.windows(split, loader, 1):
             yield batch.to(self.accelerator.device, non_blocking=True)
 
+    def unstored(self, split: str, size: int | None = None) -> Iterator[Batch]:
+        tasks = self.model.tasks if split != "unlabelled" else {}
+        for batch in self._loader(split, self.data.splits[split], self.model, tasks, size):
+            yield batch.to(self.accelerator.device, non_blocking=True)
+
     def observe(self, split: str, model: TransferModel | None = None) -> Observed:
         """Raises `ValueError` if another model reads columns that the split does not have."""
         if model is None:
             return observed(self.model, self.batches(split), self.accelerator)
         model = model.to(self.accelerator.device)
-        loader = self._loader(split, self.data.splits[split], model)
+        rows = self.data.splits[split]
+        check_rows(rows, model.encoders, {}, split)
+        loader = self._loader(split, rows, model, {})
         moved = (batch.to(self.accelerator.device) for batch in loader)
         return observed(model, moved, self.accelerator)
 
-    def _loader(self, split: str, rows: Rows, model: TransferModel) -> Any:
-        check_rows(rows, model.encoders, {}, split)
+    def _loader(
+        self,
+        split: str,
+        rows: Rows,
+        model: TransferModel,
+        tasks: Mapping[str, Task],
+        size: int | None = None,
+    ) -> Any:
         options, state = self.data.options, self.accelerator
         batches = EvaluationBatches(
-            len(rows), options.evaluation_batch_size, state.process_index, state.num_processes
+            len(rows),
+            size or options.evaluation_batch_size,
+            state.process_index,
+            state.num_processes,
         )
+        known = self.data.tasks_of(split, rows) if tasks else ()
         return DataLoader(
-            NumberedRows(rows, list(model.encoders)),  # type: ignore[arg-type]
+            NumberedRows(rows, [*model.encoders, *known]),  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=Collate(model.encoders, {}, split=split, on_error=options.on_error),
+            collate_fn=Collate(model.encoders, tasks, split=split, on_error=options.on_error),
             num_workers=options.workers,
             generator=torch.Generator(),
         )

@@ -115,7 +115,6 @@ class Optimisation:
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
         counts, shares = self._labelled_rows(window)
-        self._count_rows(window)
         total = torch.zeros((), device=self.accelerator.device)
         with sparse_gradients(self.tables if len(window) > 1 else (), len(window)):
             for k, batch in enumerate(window):
@@ -223,7 +222,8 @@ class Optimisation:
     def _labelled_rows(self, window: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the rows of a step weigh per task, over micro-batches and processes, 1 if none.
 
-        Where methods look at each modality by itself, also `Batch.present` and `Batch.shares`.
+        Where methods look at each modality by itself, also `Batch.present` and `Batch.shares`; and
+        `Batch.real`, of the unlabelled rows too.
         """
         tasks, demanded = self.plain.tasks, bool(self.plain.demanded)
         for batch in window if demanded else ():
@@ -232,27 +232,24 @@ class Optimisation:
             [_weigh(task.loss_weight(batch.targets[name]), batch.present) for batch in window]
             for name, task in tasks.items()
         ]
+        others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
+        weighed += [
+            [_weigh((batch.index >= 0).float(), w.present) for batch, w in zip(side, window)]
+            for side in (window, others)
+            if side
+        ]
         counts = torch.tensor([[sum(column) for column in zip(*w, strict=True)] for w in weighed])
         counts = self.accelerator.reduce(
             counts.to(self.accelerator.device, non_blocking=True)
-        )  # (tasks, 1 or 1 + M)
+        )  # (tasks + 1 or 2, 1 or 1 + M)
         counts = torch.where(counts > 0, counts, 1)
         parts = len(window) * self.accelerator.num_processes
-        shares = {n: c[1:] / parts for n, c in zip(tasks, counts, strict=True)} if demanded else {}
-        return {n: c[0] for n, c in zip(tasks, counts, strict=True)}, shares
-
-    def _count_rows(self, window: list[Batch]) -> None:
-        """Set `Batch.rows`, also of the unlabelled rows."""
-        others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
-        sides = [side for side in (window, others) if side and self.plain.demanded]
-        if not sides:
-            return
-        found = [[float((batch.index >= 0).sum()) for batch in side] for side in sides]
-        rows = torch.tensor([sum(side) for side in found], device=self.accelerator.device)
-        rows = self.accelerator.reduce(rows) / (len(window) * self.accelerator.num_processes)
-        for side, average in zip(sides, rows.unbind(), strict=True):
+        counted, real = counts[: len(tasks)], counts[len(tasks) :, 0] / parts
+        for k, side in enumerate((window, others)):
             for batch in side:
-                batch.rows = average
+                batch.real = real[k]
+        shares = {n: c[1:] / parts for n, c in zip(tasks, counted, strict=True)} if demanded else {}
+        return {n: c[0] for n, c in zip(tasks, counted, strict=True)}, shares
 
     def _drop_absent(self, window: list[Batch]) -> None:
         for name in self._absent_everywhere(window):

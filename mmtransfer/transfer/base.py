@@ -22,6 +22,7 @@ NEEDS = (
     "repeated_backward",
     "second_pass",
     "source",
+    "unmixed_rows",
 )
 SPLIT_NEEDS = ("unlabelled", "source")
 
@@ -171,6 +172,19 @@ def check_needs(method: Method, strategy: Strategy) -> None:
                 f"{name} acts on encoders, and no phase trains one: give a phase an encoder_lr, or "
                 "leave the method out"
             )
+        for other in strategy.methods if need == "unmixed_rows" else ():
+            if other.changes:
+                raise ValueError(
+                    f"{name} knows each row as it is in the data, and {type(other).__name__} mixes "
+                    "it with others: leave one of the two out"
+                )
+        for other in strategy.methods[: strategy.methods.index(method)]:
+            changed = type(other).on_gradients is not Method.on_gradients
+            if need == "second_pass" and changed:
+                raise ValueError(
+                    f"{name} makes the gradients anew, without what {type(other).__name__} has "
+                    f"done to them: list {name} before it"
+                )
         if need.startswith("unimodal") and not strategy.phases[0].lr:
             raise ValueError(
                 f"{name} needs unimodal heads, which train at the rate of fusion and heads, and "

@@ -55,11 +55,30 @@ def main(saved: str, output: str) -> None:
         "balance": build_strategy("full", BALANCE, epochs=2, lr=1e-2, encoder_lr=1e-2),
         "alignment": build_strategy("full", ALIGNMENT, epochs=1, lr=1e-2, encoder_lr=1e-3),
     }
+    # The category is a task of the source there, of which the target knows nothing.
+    near_start = [
+        "sam",
+        {"name": "ewc", "strength": 10.0},
+        "l2_sp",
+        {"name": "delta", "attention": True},
+        {"name": "co_tuning", "head": f"{saved}/../head.safetensors"},
+        {"name": "distillation", "teacher": saved},
+        "lwf",
+        {"name": "fitnet", "teacher": saved},
+        {"name": "ema", "decay": 0.5},
+    ]
+    strategies["near_start"] = build_strategy(
+        "lp_ft", near_start, probe_epochs=1, epochs=1, lr=1e-3, encoder_lr=1e-3
+    )
+    uncategorised = [{k: v for k, v in row.items() if k != "category"} for row in train]
     for name, strategy in strategies.items():
         model = build_model(TINY, TASKS, train, "gated", 16, seed=0)
         options = TrainingOptions(batch_size=10, evaluation_batch_size=5, progress=False)
+        near = name == "near_start"
+        rows = uncategorised if near else train
         further = {"unlabelled": product_rows("source/train", rows=31)}
-        trainer = Trainer(model, train, test, strategy, options, further=further)
+        further |= {"source": test[:8]} if near else {}
+        trainer = Trainer(model, rows, test, strategy, options, further=further)
         history = trainer.fit()
         results[name] = {"losses": trainer.losses, "history": history}
         stores = {n: trainer.data.stores.get(("train", n)) for n in TINY}

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mmtransfer.data.products import product_rows
 from mmtransfer.training.run import build_model
@@ -47,6 +49,7 @@ def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     train = product_rows("target/train", rows=37)
     build_model(TINY, TASKS, train, "gated", 16, seed=3).save_pretrained(root / "model")
+    save_file({"weight": torch.eye(5, 64), "bias": torch.zeros(5)}, root / "head.safetensors")
     found = {n: launch(n, root / "model", root / f"{n}.json") for n in (1, 2, 3)}
     return found | {"fsdp": launch(2, root / "model", root / "fsdp.json", fsdp=True)}
 
@@ -84,12 +87,12 @@ def test_fusions_of_all_kinds_train_alike(results, processes):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
 @pytest.mark.parametrize(
-    "strategy", ["linear_probe", "lp_ft", "top_stages", "balance", "alignment"]
+    "strategy", ["linear_probe", "lp_ft", "top_stages", "balance", "alignment", "near_start"]
 )
 def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss.
 
-    Nor what methods of balance measure, and the noise that they draw.
+    Nor what methods of balance measure, the noise that they draw, and what others keep near to.
     """
     found = results[processes][strategy]["losses"]
     assert found == pytest.approx(results[1][strategy]["losses"], abs=1e-4)

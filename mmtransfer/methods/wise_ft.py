@@ -1,0 +1,64 @@
+"""Half way between where fine-tuning started and where it went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmtransfer.methods.base import Method
+from mmtransfer.methods.start import Kept
+from mmtransfer.methods.unimodal import local
+from mmtransfer.model import TransferModel, is_trainable
+from mmtransfer.registry import register_method
+
+
+@register_method("wise_ft")
+class WiSEFT(Method):
+    """Weights interpolated between start and end of fine-tuning (Wortsman et al., CVPR 2022).
+
+    The model is validated and kept by `(1 - alpha) * start + alpha * present` of all weights and
+    running statistics.  The start is where the first encoder begins to train: after a linear
+    probe, if a phase of that comes first.  `mmtransfer.transfer.soups.alpha_curve` gives the whole
+    curve of a trained model.
+
+    alpha: 0 is the start, 1 plain fine-tuning
+    joint: whether fusion and heads are interpolated too; by default if a phase has trained them
+        before, as new ones have no start that is worth anything
+    """
+
+    needs = ("trained_encoders",)
+
+    def __init__(self, alpha: float = 0.5, joint: bool | None = None) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha of wise_ft must lie in [0, 1], found {alpha}")
+        self.alpha, self.joint = alpha, joint
+        self._start, self._probed = Kept(), False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._start.state_dict(), "probed": self._probed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._start, self._probed = Kept(state["start"]), state["probed"]
+
+    def on_gradients(self, model: TransferModel, again: Callable[[], None]) -> None:
+        if len(self._start):
+            return
+        if not any(is_trainable(encoder) for encoder in model.encoders.values()):
+            self._probed = True
+            return
+        joint = self._probed if self.joint is None else self.joint
+        chosen = ("encoders.", "fusion.", "heads.") if joint else ("encoders.",)
+        for name, tensor in model.state_dict().items():
+            if name.startswith(chosen) and tensor.is_floating_point():
+                self._start.keep(name, tensor)
+
+    def averaged(self, model: TransferModel) -> Mapping[str, Tensor]:
+        found, own = {}, model.state_dict()
+        for name in self._start:
+            mixed = found[name] = own[name].detach().clone()
+            start = local(self._start.beside(name, own[name]))
+            local(mixed).copy_(torch.lerp(start, local(own[name]), self.alpha))
+        return found

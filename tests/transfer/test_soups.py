@@ -1,0 +1,91 @@
+"""Soups and the curve of WiSE-FT: weights by hand, what is chosen, what does not go together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmtransfer.training.run import build_model
+from mmtransfer.transfer.soups import alpha_curve, greedy_soup, uniform_soup
+
+ROWS = [{"a": [float(i), 1.0], "kind": "xy"[i % 2]} for i in range(6)]
+
+
+def model_at(value: float, widths: str = "[4]", rows=ROWS):
+    encoders = {"a": f"mlp?shape=[2]&widths={widths}"}
+    model = build_model(encoders, {"kind": "classification"}, rows, "gated", 4)
+    for parameter in model.parameters():
+        parameter.data.fill_(value)
+    return model
+
+
+def value_of(model) -> float:
+    values = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert values.max() - values.min() < 1e-6
+    return float(values[0])
+
+
+def test_a_uniform_soup_is_the_mean_of_models_and_directories(tmp_path):
+    models = [model_at(value) for value in (1.0, 2.0, 6.0)]
+    models[1].save_pretrained(tmp_path / "saved")
+    soup = uniform_soup([models[0], tmp_path / "saved", models[2]])
+    assert value_of(soup) == pytest.approx(3.0)
+    assert [value_of(model) for model in models] == [1.0, 2.0, 6.0]
+    assert not soup.training
+    other = uniform_soup([model_at(0.1)] * 3)
+    assert torch.equal(other.heads["kind"].bias, model_at(0.1).heads["kind"].bias)
+
+
+def test_a_greedy_soup_takes_what_helps_best_first():
+    """The best place is 2: of 1.5 and 8 the first is nearer, 2.5 joins, 8 would spoil it."""
+
+    def near_two(model) -> float:
+        return -abs(value_of(model) - 2.0)
+
+    models = [model_at(value) for value in (8.0, 2.75, 1.5)]
+    found = greedy_soup(models, near_two)
+    assert found.chosen == [2, 1]
+    assert value_of(found.model) == pytest.approx(2.125)
+    assert found.scores == pytest.approx([-6.0, -0.75, -0.5])
+    assert found.score == pytest.approx(-0.125)
+    assert found.score >= max(found.scores)
+
+
+def test_what_does_not_go_together_is_an_error():
+    with pytest.raises(ValueError, match="at least one model"):
+        uniform_soup([])
+    with pytest.raises(ValueError, match=r"model 1 is of another architecture .* e.g. 'encoders.a"):
+        uniform_soup([model_at(1.0), model_at(1.0, "[3, 4]")])
+    others = [row | {"kind": row["kind"] + "!"} for row in ROWS]
+    with pytest.raises(ValueError, match=r"model 1 has task 'kind' as .*x!"):
+        uniform_soup([model_at(1.0), model_at(1.0, rows=others)])
+
+
+def test_the_curve_goes_from_start_to_end_and_leaves_the_model_as_it_was(tmp_path):
+    start, end = model_at(1.0), model_at(3.0)
+    start.save_pretrained(tmp_path)
+    for given in (start, tmp_path, start.state_dict()):
+        curve = alpha_curve(end, given, value_of, [0.0, 0.25, 1.0])
+        assert curve == pytest.approx({0.0: 1.0, 0.25: 1.5, 1.0: 3.0})
+        assert value_of(end) == 3.0
+    with pytest.raises(RuntimeError):
+        alpha_curve(end, start, lambda model: (_ for _ in ()).throw(RuntimeError))
+    assert value_of(end) == 3.0
+
+
+def test_new_parts_stay_as_trained():
+    start, end = model_at(1.0), model_at(3.0)
+    encoders = {n: t for n, t in start.state_dict().items() if n.startswith("encoders.")}
+
+    def ends(model) -> tuple[float, float]:
+        return float(model.encoders["a"].layers[0][0].bias[0]), float(model.heads["kind"].bias[0])
+
+    assert alpha_curve(end, encoders, ends, [0.5]) == {0.5: (2.0, 3.0)}
+    with pytest.raises(ValueError, match=r"start has 'x' \(2,\), the model no such weights"):
+        alpha_curve(end, {"x": torch.zeros(2)}, ends)
+
+
+def test_the_default_curve_has_eleven_places():
+    assert list(alpha_curve(model_at(1.0), model_at(0.0), value_of)) == pytest.approx(
+        [k / 10 for k in range(11)]
+    )
