@@ -58,8 +58,9 @@ class CrossStitchFusion(PooledFusion):
         vectors, _ = self.project(features)  # (B, M, width)
         x = vectors.flatten(1)
         streams = [x] * self.streams
-        for dense, stitch in zip(self.dense, self.stitches, strict=True):
-            pairs = zip(dense, streams, strict=True)  # type: ignore[arg-type]
+        for layers, stitch in zip(self.dense, self.stitches, strict=True):
+            assert isinstance(layers, nn.ModuleList)
+            pairs = zip(layers, streams, strict=True)
             made = torch.stack([F.gelu(layer(stream)) for layer, stream in pairs], 1)
             streams = list(torch.einsum("st,btd->bsd", stitch, made).unbind(1))
         parts = torch.stack(streams, 1)

@@ -21,7 +21,8 @@ class PCGrad(Method):
 
     On all that trains of encoders and fusion the gradient of a task loses, for each other task in
     random order, its component along that task's gradient where their product is negative; the sum
-    of what is left replaces the sum of the gradients.  What other methods have added stays.
+    of what is left replaces the sum of the gradients.  What other methods have added stays, so that
+    this one does not go with weights of the tasks (uncertainty, gradnorm).
 
     seed: of the order
     """

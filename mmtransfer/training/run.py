@@ -79,9 +79,10 @@ def run(
     With rows of the "source", whose tasks the model has too, metrics tell of before and after.
     Methods that need them look at rows "unlabelled", whose labels nobody reads.
 
-    With an output directory: `model/`, `adapters/` where there are any, `metrics.json`, `config.yaml` of the arguments, `run.json`
-    of the surroundings, `training.csv`, `checkpoints/` and the trackers' logs.  Data, model and
-    options are checked before anything is replaced or written.
+    With an output directory: `model/`, `adapters/` where there are any, `metrics.json`,
+    `config.yaml` of the arguments, `run.json` of the surroundings, `training.csv`, `checkpoints/`
+    and the trackers' logs.  Data, model and options are checked before anything is replaced or
+    written.
 
     resume: go on from the newest checkpoint in the output directory
     overwrite: replace the run that the output directory holds; else `FileExistsError`

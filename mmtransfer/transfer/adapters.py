@@ -182,7 +182,7 @@ def load_adapters(model: TransferModel, directory: Path) -> None:
         _inject(config, encoder)
         state = load_file(directory / name / WEIGHTS)
         plain = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
-        told = set_peft_model_state_dict(bare(encoder), plain, adapter_name="default")
+        told: Any = set_peft_model_state_dict(bare(encoder), plain, adapter_name="default")
         lacking = [key for key in told.missing_keys if key in adapter_names(encoder)]
         if lacking or told.unexpected_keys:
             raise ValueError(

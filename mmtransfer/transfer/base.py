@@ -244,6 +244,7 @@ def build_strategy(
 
 def _out_of(spec: dict[str, Any]) -> Strategy:
     """A strategy out of a mapping."""
+    beside: dict[str, Any]
     if "name" in spec:
         beside = {k: spec.pop(k) for k in ("methods", "adapters", "merge") if k in spec}
         found: Strategy = strategies.build(spec)

@@ -33,7 +33,7 @@ def read_strategy(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such strategy file: {path}")
     try:
-        found = yaml.load(path.read_text(), _Loader)  # noqa: S506
+        found = yaml.load(path.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(found, dict):

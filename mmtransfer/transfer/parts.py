@@ -51,7 +51,7 @@ def adapter_names(encoder: nn.Module) -> set[str]:
         f"{path}.{own}"
         for path, layer in encoder.named_modules()
         if isinstance(layer, BaseTunerLayer)
-        for own, _ in layer.named_parameters()
+        for own, _ in nn.Module.named_parameters(layer)  # type: ignore[arg-type]
         if own.split(".")[0] in layer.adapter_layer_names
     }
 
