@@ -24,14 +24,15 @@ class ConvLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Not batch norm, which stands still in pretrained encoders.
-        self.norm = nn.GroupNorm(1, width)
+        # Not batch norm, which stands still in pretrained encoders, nor group norm, whose gradient
+        # on channels-last maps crashes on CPUs (torch 2.11).
+        self.norm = nn.LayerNorm(width)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, features: Features) -> Features:
-        x = features.as_map()  # (B, D, H, H)
-        x = x + torch.relu(self.conv(self.norm(x)))
-        return Features(Features.of_map(x).tokens, features.mask)
+        x = Features(self.norm(features.tokens), features.mask).as_map()  # (B, D, H, H)
+        change = Features.of_map(torch.relu(self.conv(x)))
+        return Features(features.tokens + change.tokens, features.mask)
 
 
 class DenseLayer(nn.Module):

@@ -37,7 +37,7 @@ FAMILIES = {
     "tiny-wav2vec2": "projection q_proj k_proj v_proj out_proj intermediate_dense output_dense",
     "mlp?size=8&widths=[6,4]": "0",
     "small-cnn?size=16&widths=[4,6]": "0",
-    "torchvision:resnet18?size=32": "0 conv1 conv2",
+    "torchvision:squeezenet1_1?size=32": "0 squeeze expand1x1 expand3x3",
     "timm:test_vit?pretrained=false": "proj qkv fc1 fc2",
     "extended:mlp?size=8&widths=[6,4]": "0 1 3",
     "kwt": "patch qkv proj fc1 fc2",
@@ -50,7 +50,7 @@ KWT = {
     "frame_length": 60,
     "frame_step": 40,
     "n_fft": 64,
-    "num_tokens": 99,
+    "num_tokens": 100,
     "num_heads": 2,
     "intermediate_size": 24,
     "layer_norm_eps": 1e-6,
@@ -94,12 +94,12 @@ def disturb(model: TransferModel) -> None:
     """As training would."""
     for name, parameter in model.encoders["x"].named_parameters():
         if name in adapter_names(model.encoders["x"]):
-            nn.init.normal_(parameter, float(parameter.mean()), 0.3)
+            nn.init.normal_(parameter, float(parameter.detach().mean()), 0.3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spec", FAMILIES)
-def test_merged_saved_and_loaded_adapters_give_equal_logits(spec, kind, values, tmp_path):
+def test_merged_adapters_give_equal_logits(spec, kind, values):
     model = make(spec)
     given = values[model.encoders["x"].modality]
     before, names = logits(model, given), list(model.state_dict())
@@ -111,17 +111,27 @@ def test_merged_saved_and_loaded_adapters_give_equal_logits(spec, kind, values, 
     disturb(model)
     trained = logits(model, given)
     assert (trained - before).abs().max() > 1e-4
-    model.save_pretrained(tmp_path / "kept")
-    kept = TransferModel.from_pretrained(tmp_path / "kept")
-    assert adapter_names(kept.encoders["x"]) == adapter_names(model.encoders["x"])
-    torch.testing.assert_close(logits(kept, given), trained, atol=1e-6, rtol=1e-6)
     merge_adapters(model)
     assert list(model.state_dict()) == names
     assert sum(p.numel() for p in model.parameters()) == parameters
     torch.testing.assert_close(logits(model, given), trained, atol=1e-5, rtol=1e-5)
-    model.save_pretrained(tmp_path / "kept")  # over a model that had adapters
-    plain = TransferModel.from_pretrained(tmp_path / "kept")
-    torch.testing.assert_close(logits(plain, given), trained, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_saved_with_its_adapters_or_without(kind, values, tmp_path):
+    model, given = make("small-cnn?size=16&widths=[4,6]"), values["image"]
+    add_adapters(model, {"x": kind})
+    disturb(model)
+    trained = logits(model, given)
+    model.save_pretrained(tmp_path)
+    kept = TransferModel.from_pretrained(tmp_path)
+    assert adapter_names(kept.encoders["x"]) == adapter_names(model.encoders["x"])
+    assert torch.equal(logits(kept, given), trained)
+    merge_adapters(model)
+    model.save_pretrained(tmp_path)  # over a model that had adapters
+    plain = TransferModel.from_pretrained(tmp_path)
+    assert not adapter_names(plain.encoders["x"])
+    assert torch.equal(logits(plain, given), logits(model, given))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -289,11 +299,11 @@ def test_a_run_leaves_a_plain_model_and_its_adapters(rows, tmp_path, merge):
         pair = [m.eval()(batch.inputs, len(rows)).logits["kind"] for m in (twin, found)]
     torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-5)
     weight = "encoders.text.model.encoder.layer.0.output.dense.weight"
-    assert not torch.equal(TransferModel.state_dict(found).get(weight, start[weight]), start[weight]) == merge
+    moved = not torch.equal(found.state_dict().get(weight, start[weight]), start[weight])
+    assert moved == merge
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cut", [2, 5])
+@pytest.mark.parametrize(("kind", "cut"), [("lora", 2), ("dora", 5), ("ia3", 7)])
 def test_a_run_that_was_cut_goes_on_to_the_same_weights(rows, tmp_path, kind, cut):
     """In the first epoch of a probe before them, and among the steps of the adapters."""
     phases = [Phase(1), Phase(2, encoder_lr=1e-2)]
@@ -305,14 +315,16 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(rows, tmp_path, kind, cu
     assert resumed.losses == whole.losses
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
-    again = fit(rows, strategy, tmp_path, resume=True)  # all of it had ended
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(again.model.state_dict()[name], value), name
+    if kind == "lora":  # all of it had ended
+        again = fit(rows, strategy, tmp_path, resume=True)
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(again.model.state_dict()[name], value), name
 
 
 def test_one_encoder_adapted_and_the_other_trained_whole(rows):
     strategy = Strategy(
-        [Phase(1, encoder_lr={"image": 1e-2, "text": 1e-2})], adapters={"all": "lora", "image": None}
+        [Phase(1, encoder_lr={"image": 1e-2, "text": 1e-2})],
+        adapters={"all": "lora", "image": None},
     )
     trainer = fit(rows, strategy)
     image = trainer.model.encoders["image"]

@@ -30,7 +30,7 @@ def test_phases_adapters_and_methods_written_out(tmp_path):
         Phase(3, 5e-4, {"image": 2e-4}, 2, parts={"image": "norm"}),
     ]
     assert found.adapters == {"text": Adapter("dora", 4), "image": None}
-    assert [type(m).__name__ for m in found.methods] == ["ModalityDropout", "OgmGe", "AGM"]
+    assert [type(m).__name__ for m in found.methods] == ["ModalityDropout", "OGMGE", "AGM"]
     assert found.methods[1].alpha == 1
     assert not found.merge
 

@@ -101,7 +101,9 @@ def test_parts_stages_and_decay_are_per_modality(model):
     upper = image.stages[2:]  # half of five, rounded up, is three
     assert len(image.stages) == 5
     assert trainable(image) == {
-        n for n, p in image.named_parameters() if id(p) in {id(q) for s in upper for q in s.parameters()}
+        n
+        for n, p in image.named_parameters()
+        if id(p) in {id(q) for s in upper for q in s.parameters()}
     }
     for depth, stage in enumerate(reversed(upper)):
         assert {found[id(p)] for p in stage.parameters()} == {0.5**depth}
