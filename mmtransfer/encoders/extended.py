@@ -24,8 +24,8 @@ class ConvLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # Not batch norm, which stands still in pretrained encoders, nor group norm, whose gradient
-        # on channels-last maps crashes on CPUs (torch 2.11).
+        # Not batch norm, which stands still in pretrained encoders, nor group norm: it crashes in
+        # the backward pass of channels-last maps that need no gradient (torch 2.11, CPU).
         self.norm = nn.LayerNorm(width)
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
