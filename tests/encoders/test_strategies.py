@@ -24,6 +24,7 @@ from mmtransfer.transfer.base import build_strategy
 from mmtransfer.transfer.parts import chosen_parameters
 
 from .test_keyword_transformer import small as small_kwt
+from .test_sentence import write
 from .test_torchaudio import RATE, SMALL
 
 TASKS = {"kind": "classification"}
@@ -43,12 +44,13 @@ def family(
     made: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str | Encoder]:
     """A tiny encoder of every registered name; some names have several."""
-    from .test_sentence import write
-
     folder = tmp_path_factory.mktemp("sentence") / "model"
-
     shutil.copytree(made("bert").directory, folder)
-    write(folder / "modules.json", [{"type": "models.Transformer", "path": ""}])
+    kinds = {"": "models.Transformer", "1_Pooling": "models.Pooling"}
+    modules = [{"type": f"sentence_transformers.{kind}", "path": p} for p, kind in kinds.items()]
+    write(folder / "modules.json", modules)
+    (folder / "1_Pooling").mkdir()
+    write(folder / "1_Pooling/config.json", {"word_embedding_dimension": 16})
     found: dict[str, str | Encoder] = {
         "hf": made("resnet").spec,
         "hf 2": made("distilbert").spec,
@@ -112,7 +114,7 @@ def test_every_strategy_trains_every_family(data: Any, preset: str) -> None:
     }
     strategy = build_strategy(preset, **PRESETS.get(preset, SHORT))
     options = TrainingOptions(batch_size=4, progress=False, track=[])
-    trainer = Trainer(model, table, table, strategy, options)
+    trainer = Trainer(model, table, None, strategy, options)
     trainer.fit()
     assert all(math.isfinite(loss) for loss in trainer.losses)
     for name, encoder in model.encoders.items():
@@ -126,7 +128,7 @@ def test_every_strategy_trains_every_family(data: Any, preset: str) -> None:
         elif strategy.adapters:
             assert set(start[name]) == {n for n, _ in encoder.named_parameters()}, name
             assert changed, name
-            assert len(changed) < len(start[name]), name
+            assert preset == "ia3" or not any(n.endswith("bias") for n in changed), name
         else:
             ids = {id(p): n for n, p in encoder.named_parameters()}
             by_stage = [any(ids[id(p)] in changed for p in s.parameters()) for s in encoder.stages]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ BALANCE = [
     "agm",
     "ogm_ge",
 ]
+WEIGHING = ["uncertainty", "gradnorm", "pcgrad"]
 #: a decision per modality, shared tokens, unequal use of what is absent, a parameter of its own
 FUSIONS = ("late", "bottleneck", "low_rank_tensor", "weighted")
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
@@ -46,7 +48,11 @@ def main(saved: str, output: str) -> None:
         "lp_ft": build_strategy("lp_ft", probe_epochs=1, epochs=2),
         "top_stages": Strategy([Phase(2, lr=1e-3, encoder_lr=1e-3, top_stages=1)]),
         "balance": build_strategy("full", BALANCE, epochs=2, lr=1e-2, encoder_lr=1e-2),
+        "tasks": build_strategy("full", WEIGHING, epochs=1, lr=1e-2, encoder_lr=1e-3),
+        "adapters": build_strategy("dora", epochs=2, encoder_lr=1e-3, rank=2),
     }
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        del strategies["adapters"]  # which need whole encoders
     for name, strategy in strategies.items():
         model = build_model(TINY, TASKS, train, "gated", 16, seed=0)
         options = TrainingOptions(batch_size=10, evaluation_batch_size=5, progress=False)
