@@ -192,7 +192,8 @@ class Activations:
 class Fused:
     """`vector (B, width)` for the heads and, where a fusion has them, `weights (B, M)`.
 
-    parts: (B, M, width) of fusions whose heads judge each modality by itself
+    parts: (B, M, width) of fusions whose heads judge each modality by itself, or (B, S, width) of
+        those where each head has a stream of its own
     """
 
     vector: Tensor

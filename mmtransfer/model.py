@@ -21,7 +21,7 @@ from mmtransfer.tasks.base import Task
 from mmtransfer.temperature import Temperature
 from mmtransfer.unimodal import UnimodalHeads
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTERS = "model.safetensors", "adapters"
 #: fields of `Outputs` that are given on demand
 ON_DEMAND = ("unimodal", "unimodal_detached", "subsets", "features", "fused", "unlabelled")
 
@@ -226,10 +226,14 @@ class TransferModel(
     def write(self, save_directory: Path, weights: Mapping[str, Tensor]) -> None:
         """Save with these weights, which are whole where those of the model may be split.
 
-        Unimodal heads belong to training and stay behind.
+        Unimodal heads belong to training and stay behind; adapters lie beside, in peft's format.
         Raises `OSError` when they cannot be written.
         """
+        # Strategies stand above the model, and what they add is theirs to take off.
+        from mmtransfer.transfer.adapters import save_adapters, without_adapters
+
         save_directory.mkdir(parents=True, exist_ok=True)
+        adapted = save_adapters(self, save_directory / ADAPTERS)
         for name, encoder in self.encoders.items():
             encoder.save(save_directory / "encoders" / name)
         config = {
@@ -238,12 +242,14 @@ class TransferModel(
             "fusion": self.fusion.config(),
             "tasks": {name: task.config() for name, task in self.tasks.items()},
         }
+        if adapted:
+            config["adapters"] = adapted
         (save_directory / "config.json").write_text(json.dumps(config, indent=2))
         self.temperature.save(save_directory)
         # Copies: safetensors takes neither shared nor non-contiguous (channels-last) tensors.
         state = {
             name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in weights.items()
+            for name, tensor in without_adapters(self, weights).items()
             if not name.startswith("unimodal.")
         }
         try:
@@ -280,6 +286,10 @@ class TransferModel(
         tasks = {name: Task.from_config(task) for name, task in config["tasks"].items()}
         model = cls(encoders, fusion, tasks)
         model.load_weights(directory / WEIGHTS)
+        if config.get("adapters"):
+            from mmtransfer.transfer.adapters import load_adapters
+
+            load_adapters(model, directory / ADAPTERS)
         model.temperature = Temperature.load(directory)
         model.temperature.check(tasks)
         for encoder in encoders.values():

@@ -234,7 +234,10 @@ class Optimisation:
         ]
         others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
         weighed += [
-            [_weigh((batch.index >= 0).float(), w.present) for batch, w in zip(side, window)]
+            [
+                _weigh((batch.index >= 0).float(), w.present)
+                for batch, w in zip(side, window, strict=True)
+            ]
             for side in (window, others)
             if side
         ]

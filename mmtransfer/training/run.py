@@ -79,9 +79,10 @@ def run(
     With rows of the "source", whose tasks the model has too, metrics tell of before and after.
     Methods that need them look at rows "unlabelled", whose labels nobody reads.
 
-    With an output directory: `model/`, `metrics.json`, `config.yaml` of the arguments, `run.json`
-    of the surroundings, `training.csv`, `checkpoints/` and the trackers' logs.  Data, model and
-    options are checked before anything is replaced or written.
+    With an output directory: `model/`, `adapters/` where there are any, `metrics.json`,
+    `config.yaml` of the arguments, `run.json` of the surroundings, `training.csv`, `checkpoints/`
+    and the trackers' logs.  Data, model and options are checked before anything is replaced or
+    written.
 
     resume: go on from the newest checkpoint in the output directory
     overwrite: replace the run that the output directory holds; else `FileExistsError`
@@ -107,8 +108,6 @@ def _run(
     started: float,
 ) -> dict[str, Any]:
     model, options, output = trainer.model, trainer.options, trainer.output
-    own = (p for name, p in model.named_parameters() if not name.startswith("unimodal."))
-    parameters = sum(p.numel() for p in own)
     with closing(trainer):
         if "test" in data:
             rows = data["test"]
@@ -148,7 +147,8 @@ def _run(
             "device": str(state.device),
             "steps": trainer.step,
             "skipped_steps": trainer.skipped_steps,
-            "parameters": parameters,
+            "parameters": trainer.counts["all"]["parameters"],
+            "trained_parameters": {n: c["trained"] for n, c in trainer.counts.items()},
             "strategy": trainer.strategy.config(),
             "history": history,
         }
@@ -213,7 +213,7 @@ def clear_output(output: Path, keep: bool = False) -> None:
     if state.is_main_process:
         held = [] if keep else held_by(output)
         output.mkdir(parents=True, exist_ok=True)
-        for name in (*held, "logs", "chart.png", "training.csv") if held else ():
+        for name in (*held, "adapters", "logs", "chart.png", "training.csv") if held else ():
             path = output / name
             if path.is_dir():
                 shutil.rmtree(path)

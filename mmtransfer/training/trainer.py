@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from mmtransfer.data.rows import Rows
+from mmtransfer.data.rows import Rows, column
 from mmtransfer.data.stream import is_stream
 from mmtransfer.evaluation.metrics import Collected, collect, compute_metrics
 from mmtransfer.features import Batch, Outputs
@@ -45,7 +45,9 @@ from mmtransfer.training.setup import (
 )
 from mmtransfer.training.sharding import averaged, is_sharded, load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
+from mmtransfer.transfer.adapters import add_adapters, merge_adapters, save_adapters
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
+from mmtransfer.transfer.parts import parameter_counts
 
 COUNTED = ("seconds", "skipped_steps", "before")
 FURTHER = ("unlabelled", "source")
@@ -108,7 +110,9 @@ class Trainer:
         check_plan(strategy, model, self.options.seed, splits)
         if "second_pass" in strategy.needs and self.options.precision == "fp16":
             raise ValueError("a method that goes through a step twice cannot scale fp16 losses")
+        self._adapt()
         self._provide(strategy.needs)
+        self.counts: dict[str, dict[str, int]] = {}  # of parameters, after `fit`
         self.fingerprints: Mapping[str, Mapping[str, Any]] = {}  # of the data, once they are known
         self.saved: Checkpoint | None = None  # taken up, but not all of it yet
         self.log = Log(self.accelerator, output, model.tasks)
@@ -129,6 +133,15 @@ class Trainer:
         self.optimisation: Optimisation | None = None  # of the present phase
         self.last_checkpoint = time.monotonic()
         self.model.to(self.accelerator.device)
+
+    def _adapt(self) -> None:
+        if not self.strategy.adapters:
+            return
+        if self.accelerator.is_fsdp2:
+            raise ValueError("adapters need encoders that are whole: use DDP instead of FSDP")
+        rows, names = self.data.splits["train"], self.model.encoders
+        samples = {n: next((v for v in column(rows, n) if v is not None), None) for n in names}
+        add_adapters(self.model, self.strategy.adapters, samples, self.options.seed)
 
     def _provide(self, needs: set[str]) -> None:
         if "numbered_rows" in needs and is_stream(self.data.splits["train"]):
@@ -176,6 +189,12 @@ class Trainer:
                 self.strategy.phases[-1].apply(self.model)
                 self.data.begin_phase()
                 self._restore(saved)
+        self.counts = parameter_counts(self.model, self.trained)
+        if self.strategy.adapters:
+            if self.output is not None and self.accelerator.is_main_process:
+                save_adapters(self.model, self.output / "adapters")
+            if self.strategy.merge:
+                merge_adapters(self.model)
         self.model.eval()
         self.accelerator.wait_for_everyone()
         return self.history

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ ALIGNMENT = [
     "importance_weights",
     "kmm",
 ]
+WEIGHING = ["uncertainty", "gradnorm", "pcgrad"]
 #: a decision per modality, shared tokens, unequal use of what is absent, a parameter of its own
 FUSIONS = ("late", "bottleneck", "low_rank_tensor", "weighted")
 TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
@@ -54,7 +56,11 @@ def main(saved: str, output: str) -> None:
         "top_stages": Strategy([Phase(2, lr=1e-3, encoder_lr=1e-3, top_stages=1)]),
         "balance": build_strategy("full", BALANCE, epochs=2, lr=1e-2, encoder_lr=1e-2),
         "alignment": build_strategy("full", ALIGNMENT, epochs=1, lr=1e-2, encoder_lr=1e-3),
+        "tasks": build_strategy("full", WEIGHING, epochs=1, lr=1e-2, encoder_lr=1e-3),
+        "adapters": build_strategy("dora", epochs=2, encoder_lr=1e-3, rank=2),
     }
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        del strategies["adapters"]  # which need whole encoders
     # The category is a task of the source there, of which the target knows nothing.
     near_start = [
         "sam",
