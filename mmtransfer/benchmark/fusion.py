@@ -55,6 +55,7 @@ class Plan:
         seeds: Sequence[int],
         modalities: tuple[str, ...] | None = None,
         tuning: bool = False,
+        robust: bool = True,
     ) -> list[Cell]:
         """On a GPU one cell with all seeds, else one each."""
         spec = self.members[member]
@@ -74,6 +75,7 @@ class Plan:
                 str(self.features),
                 self.mark,
                 tuning,
+                robust,
             )
             for group in groups
         ]
@@ -151,7 +153,7 @@ def compare(plan: Plan, output: Path, jobs: int = 0) -> dict[str, Any]:
         members = gathered(final, found)
         best = max(members, key=lambda m: mean([r["validation"][main] for r in members[m]]))
         fewer = {
-            (member, kept): plan.cells(member, rates[member], range(plan.seeds), kept)
+            (member, kept): plan.cells(member, rates[member], range(plan.seeds), kept, robust=False)
             for member in dict.fromkeys([best, BASELINE])
             if member in members
             for kept in combinations(plan.modalities, len(plan.modalities) - 1)
