@@ -32,6 +32,13 @@ def test_the_answers_of_the_start_are_the_aim():
     cross = -(was * now.log()).sum(1).mean() + (was * was.log()).sum(1).mean()
     found = method.on_loss(loss, model, batch, outputs)
     torch.testing.assert_close(found, loss + 2.0 * cross, rtol=1e-4, atol=1e-6)
+    halves = []  # as micro-batches of 2 and 4 rows, the mean of what they add is the same
+    for chosen in (slice(3, 5), slice(5, 9)):
+        part = batch_of(model, list(enumerate(rows))[chosen])
+        part.real = batch.real / 2
+        outputs = model(part.inputs, len(part))
+        halves.append(method.on_loss(torch.zeros(()), model, part, outputs))
+    torch.testing.assert_close(sum(halves) / 2, 2.0 * cross, rtol=1e-4, atol=1e-6)
 
 
 def test_without_a_task_of_the_source_there_is_nothing_to_keep():

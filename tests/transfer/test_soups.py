@@ -78,7 +78,8 @@ def test_new_parts_stay_as_trained():
     encoders = {n: t for n, t in start.state_dict().items() if n.startswith("encoders.")}
 
     def ends(model) -> tuple[float, float]:
-        return float(model.encoders["a"].layers[0][0].bias[0]), float(model.heads["kind"].bias[0])
+        parts = model.encoders["a"].layers[0][0], model.heads["kind"]
+        return tuple(part.bias[0].item() for part in parts)
 
     assert alpha_curve(end, encoders, ends, [0.5]) == {0.5: (2.0, 3.0)}
     with pytest.raises(ValueError, match=r"start has 'x' \(2,\), the model no such weights"):
