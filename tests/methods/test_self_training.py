@@ -34,7 +34,7 @@ def test_sure_rows_have_the_loss_of_their_label_over_all_rows():
     found, logits = step(SelfTraining(weight=2.0, threshold=0.9, ramp=0))
     sure = torch.tensor([0, 2])  # one is not sure, one a filler
     losses = F.cross_entropy(logits[sure], torch.tensor([0, 1]), reduction="sum")
-    assert float(found) == pytest.approx(1 + 2 * 3 * float(losses.detach()) / 3)
+    assert found.item() == pytest.approx(1 + 2 * 3 * float(losses.detach()) / 3)
     (gradient,) = torch.autograd.grad(found, logits)
     assert gradient.abs().sum(1).bool().tolist() == [True, False, True, False]
 
