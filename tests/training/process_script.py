@@ -52,7 +52,7 @@ def main(saved: str, output: str) -> None:
         "adapters": build_strategy("dora", epochs=2, encoder_lr=1e-3, rank=2),
     }
     if "ACCELERATE_USE_FSDP" in os.environ:
-        del strategies["adapters"]  # which need whole encoders
+        del strategies["adapters"], strategies["tasks"]  # which need whole parameters
     for name, strategy in strategies.items():
         model = build_model(TINY, TASKS, train, "gated", 16, seed=0)
         options = TrainingOptions(batch_size=10, evaluation_batch_size=5, progress=False)
