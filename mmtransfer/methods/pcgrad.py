@@ -11,7 +11,6 @@ from torch import Tensor
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.methods.base import Method
 from mmtransfer.methods.tasks import TaskGradients, shared_parameters
-from mmtransfer.methods.unimodal import local, split_like
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import register_method
 
@@ -57,8 +56,7 @@ class PCGrad(Method):
         pieces = change.split([p.numel() for p in shared])
         for parameter, piece in zip(shared, pieces, strict=True):
             if parameter.grad is not None:
-                grad = parameter.grad
-                local(grad).add_(split_like(piece.view(grad.shape), grad))
+                parameter.grad += piece.view(parameter.shape)
 
 
 def projected(gradients: Tensor, orders: list[list[int]]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 
 from mmtransfer.features import Outputs
 from mmtransfer.methods.unimodal import over_processes
@@ -23,11 +23,6 @@ class TaskGradients:
 
     def add(self, outputs: Outputs, parameters: list[Tensor]) -> None:
         """Add those of a micro-batch; nothing is left in `.grad`."""
-        if any(isinstance(p, DTensor) for p in parameters):
-            raise ValueError(
-                "gradients of single tasks need parameters that are whole: use DDP, or FSDP with "
-                "NO_WRAP"
-            )
         half = any(logits.dtype == torch.float16 for logits in outputs.logits.values())
         scale = HALF_SCALE if half else 1.0
         found = []
@@ -56,11 +51,17 @@ class TaskGradients:
 
 
 def shared_parameters(model: TransferModel) -> list[Tensor]:
-    """What trains of encoders and fusion, which all tasks have in common."""
+    """What trains of encoders and fusion, which all tasks have in common.
+
+    Raises `ValueError` under FSDP, which splits parameters again after each of several gradients.
+    """
+    if isinstance(model, FSDPModule):
+        raise ValueError("gradients of single tasks need whole parameters: use DDP, not FSDP")
     parts = (model.encoders, model.fusion)
     return [p for part in parts for p in part.parameters() if p.requires_grad]  # type: ignore[union-attr]
 
 
 def last_shared(model: TransferModel) -> list[Tensor]:
     """What trains of the fusion, the last that all tasks share; of the encoders if it is frozen."""
-    return [p for p in model.fusion.parameters() if p.requires_grad] or shared_parameters(model)
+    shared = shared_parameters(model)
+    return [p for p in model.fusion.parameters() if p.requires_grad] or shared

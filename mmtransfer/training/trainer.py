@@ -45,7 +45,7 @@ from mmtransfer.training.setup import (
 )
 from mmtransfer.training.sharding import averaged, is_sharded, load_whole, resharded, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
-from mmtransfer.transfer.adapters import add_adapters, merge_adapters, save_adapters
+from mmtransfer.transfer.adapters import add_adapters, merge_adapters, readable, save_adapters
 from mmtransfer.transfer.base import Phase, Strategy, check_plan
 from mmtransfer.transfer.parts import parameter_counts
 
@@ -139,8 +139,8 @@ class Trainer:
             return
         if self.accelerator.is_fsdp2:
             raise ValueError("adapters need encoders that are whole: use DDP instead of FSDP")
-        rows, names = self.data.splits["train"], self.model.encoders
-        samples = {n: next((v for v in column(rows, n) if v is not None), None) for n in names}
+        rows, encoders = self.data.splits["train"], self.model.encoders
+        samples = {n: readable(encoder, column(rows, n)) for n, encoder in encoders.items()}
         add_adapters(self.model, self.strategy.adapters, samples, self.options.seed)
 
     def _provide(self, needs: set[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +132,15 @@ def add_adapters(
             _inject(config, model.encoders[name])
 
 
+def readable(encoder: Encoder, values: Iterable[Any], tries: int = 32) -> Any:
+    """The first of so many present values that an encoder can read, or None."""
+    for value in islice((v for v in values if v is not None), tries):
+        with contextlib.suppress(Exception):  # training will say what is wrong with a row
+            encoder.collate([value])
+            return value
+    return None
+
+
 def merge_adapters(model: TransferModel) -> None:
     """Add the adapters to the weights: a plain model that gives the same."""
     for encoder in model.encoders.values():
@@ -182,7 +193,10 @@ def load_adapters(model: TransferModel, directory: Path) -> None:
         _inject(config, encoder)
         state = load_file(directory / name / WEIGHTS)
         plain = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
-        told: Any = set_peft_model_state_dict(bare(encoder), plain, adapter_name="default")
+        try:
+            told: Any = set_peft_model_state_dict(bare(encoder), plain, adapter_name="default")
+        except RuntimeError as error:  # other shapes
+            raise ValueError(f"{directory / name} is of another encoder: {error}") from error
         lacking = [key for key in told.missing_keys if key in adapter_names(encoder)]
         if lacking or told.unexpected_keys:
             raise ValueError(

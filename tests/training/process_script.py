@@ -60,7 +60,7 @@ def main(saved: str, output: str) -> None:
         "adapters": build_strategy("dora", epochs=2, encoder_lr=1e-3, rank=2),
     }
     if "ACCELERATE_USE_FSDP" in os.environ:
-        del strategies["adapters"]  # which need whole encoders
+        del strategies["adapters"], strategies["tasks"]  # which need whole parameters
     # The category is a task of the source there, of which the target knows nothing.
     near_start = [
         "sam",

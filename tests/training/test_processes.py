@@ -87,8 +87,7 @@ def test_fusions_of_all_kinds_train_alike(results, processes):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3, "fsdp"])
 @pytest.mark.parametrize(
-    "strategy",
-    ["linear_probe", "lp_ft", "top_stages", "balance", "tasks", "alignment", "near_start"],
+    "strategy", ["linear_probe", "lp_ft", "top_stages", "balance", "alignment", "near_start"]
 )
 def test_the_loss_curve_is_the_same(results, processes, strategy):
     """Uneven last batches, unlabelled rows, processes without sound: nothing may shift the loss.
@@ -101,10 +100,11 @@ def test_the_loss_curve_is_the_same(results, processes, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_adapters_train_alike(results, processes):
-    found = results[processes]["adapters"]["losses"]
-    assert len(found) == 8
-    assert found == pytest.approx(results[1]["adapters"]["losses"], abs=1e-4)
+@pytest.mark.parametrize(("strategy", "steps"), [("adapters", 8), ("tasks", 4)])
+def test_adapters_and_weights_of_tasks_train_alike(results, processes, strategy, steps):
+    found = results[processes][strategy]["losses"]
+    assert len(found) == steps
+    assert found == pytest.approx(results[1][strategy]["losses"], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from mmtransfer.transfer.adapters import (
     bare,
     load_adapters,
     merge_adapters,
+    readable,
     save_adapters,
 )
 from mmtransfer.transfer.base import Phase, Strategy, build_strategy
@@ -235,6 +236,15 @@ def test_adapters_of_another_encoder_are_refused(tmp_path):
         load_adapters(model, tmp_path)
     with pytest.raises(ValueError, match="Target modules|another encoder"):
         load_adapters(make("mlp?size=8&widths=[6,4]"), tmp_path)
+    with pytest.raises(ValueError, match="another encoder"):
+        load_adapters(make("tiny-bert?width=32"), tmp_path)
+
+
+def test_a_first_value_that_cannot_be_read_is_passed_over(values):
+    encoder = make("small-cnn?size=16&widths=[4,6]").encoders["x"]
+    given = [None, b"no picture", *values["image"]]
+    assert readable(encoder, given) is values["image"][0]
+    assert readable(encoder, given[:2]) is None
 
 
 # -- in a run -------------------------------------------------------------------------------------
