@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def draw(results: Results, folder: Path) -> list[str]:
         if "classes" not in found:
             continue
         for kind, picture in BY_TASK.items():
-            path = folder / f"{task}-{kind}.png"
+            path = folder / f"{re.sub('[^0-9A-Za-z_-]', '_', task)}-{kind}.png"
             if picture(task, found, path):
                 written.append(path.name)
     if results["robustness"]["subsets"]:
