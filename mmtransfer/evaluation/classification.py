@@ -7,7 +7,7 @@ out wherever a metric says nothing without them, and named in the table of class
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import (
 
 from mmtransfer.evaluation.bootstrap import Interval, Statistic, bootstrap
 
-AVERAGES = ("macro", "micro", "weighted")
+AVERAGES: tuple[Literal["macro", "micro", "weighted"], ...] = ("macro", "micro", "weighted")
 BY_CLASS = {
     "precision": multiclass_precision,
     "recall": multiclass_recall,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def encode_rows(
     """
     tasks = {n: t for n, t in model.tasks.items() if n in columns_of(rows)}
     check_rows(rows, model.encoders, tasks, split)
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         NumberedRows(rows, [*model.encoders, *tasks]),  # type: ignore[arg-type]
         batch_sampler=GivenBatches(list(_chunks(len(rows), batch_size))),
         collate_fn=Collate(model.encoders, model.tasks, split=split, on_error=on_error),

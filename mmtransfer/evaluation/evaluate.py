@@ -133,7 +133,7 @@ def evaluate(
                 task, subsets[name], targets[name], modalities, options
             )
         results["tasks"][name] = found
-        if held is not None or strange is not None:
+        if name in several and (held is not None or strange is not None):
             found["outliers"] = about_outliers(name, task, seen, held, strange)
     if len(rows) >= 4:
         results["maps"] = {m: mapped(seen, next(iter(several), None), m, options) for m in MAPS}
@@ -269,7 +269,7 @@ def about_outliers(
 ) -> dict[str, Any]:
     """By score, how well outliers are told apart; without any, the scores' means over the rows."""
     scores = {"max_softmax": _of_logits(max_softmax, name), "energy": _of_logits(energy, name)}
-    if held is not None and has_classes(held.examples.targets[name]):
+    if held is not None:
         known = task.labelled(held.examples.targets[name])
         if known.sum() > 1:
             vectors, targets = held.decided.fused[known], held.examples.targets[name][known]

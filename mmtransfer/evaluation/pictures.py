@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ def draw(results: Results, folder: Path) -> list[str]:
         if "classes" not in found:
             continue
         for kind, picture in BY_TASK.items():
-            path = folder / f"{task}-{kind}.png"
+            path = folder / f"{re.sub('[^0-9A-Za-z_-]', '_', task)}-{kind}.png"
             if picture(task, found, path):
                 written.append(path.name)
     if results["robustness"]["subsets"]:
@@ -64,14 +65,12 @@ def draw_reliability(task: str, found: Results, path: Path) -> bool:
             (BROWN, BLUE), found["calibration"].items(), strict=False
         ):
             bins = [b for b in numbers["bins"] if b["rows"]]
-            axes.plot(
-                [b["confidence"] for b in bins],
-                [b["accuracy"] for b in bins],
-                marker="o",
-                markersize=4,
-                color=colour,
-                label=f"{stage} scaling, ECE {numbers['ece']:.3f}",
-            )
+            x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+            label = f"{stage} scaling, ECE {numbers['ece']:.3f}"
+            axes.plot(x, y, color=colour, linewidth=1, label=label)
+            most = max(b["rows"] for b in bins)
+            sizes = [6 + 60 * b["rows"] / most for b in bins]  # a point of few rows says little
+            axes.scatter(x, y, s=sizes, color=colour)
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
         axes.legend(frameon=False)
@@ -198,6 +197,7 @@ def draw_learning(curves: Results, path: Path) -> None:
         for name, colour in zip(names, colours(len(names)), strict=True):
             points = [(k + 1, v) for k, v in enumerate(curves[name]) if v is not None]
             axes.plot(*zip(*points, strict=True), color=colour, label=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         axes.legend(frameon=False)

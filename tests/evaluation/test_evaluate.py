@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from mmtransfer.evaluation.evaluate import Options, evaluate
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
 from mmtransfer.tasks.classification import Classification
+from mmtransfer.temperature import Temperature
+from mmtransfer.training.options import TrainingOptions
+from mmtransfer.training.run import run
+from mmtransfer.transfer.base import Phase, Strategy
 
 MODALITIES = ("image", "sound", "text")
 
@@ -174,6 +179,14 @@ def test_wrong_splits_are_named(saved, tmp_path, capsys) -> None:
             main([*given, *more])
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1
-        import re
-
         assert re.search(told, err), err
+
+
+def test_training_drops_a_temperature_that_was_fitted_to_other_weights(
+    small_model, rows_of
+) -> None:
+    model = small_model()
+    model.temperature = Temperature({"label": 2.0})
+    data = {"train": rows_of(8, 0)}
+    run(model, data, Strategy([Phase(1, 1e-3)]), TrainingOptions(progress=False))
+    assert model.temperature == Temperature()

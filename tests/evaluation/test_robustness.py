@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mmtransfer.data.collate import Collate
+from mmtransfer.encoders.base import Encoder
 from mmtransfer.evaluation.encoded import decide, encode_rows, subset_logits
 from mmtransfer.evaluation.robustness import by_noise, subsets
 from mmtransfer.features import Features
@@ -14,8 +16,6 @@ MODALITIES = ("image", "sound", "text")
 
 
 def direct(model: TransferModel, rows: list[dict]) -> torch.Tensor:
-    from mmtransfer.data.collate import Collate
-
     with torch.inference_mode():
         batch = Collate(model.encoders, model.tasks)(list(enumerate(rows)))
         return model(batch.inputs, len(rows)).logits["label"]
@@ -38,7 +38,7 @@ def test_each_row_is_encoded_once(trained, monkeypatch, rows_of) -> None:
     monkeypatch.setattr(
         type(trained.encoders["text"]),
         "forward",
-        lambda self, x: seen.append(len(x)) or plain(self, x),
+        lambda self, pixels: seen.append(len(pixels)) or plain(self, pixels),
     )
     examples, _ = encode_rows(trained, rows)
     subset_logits(trained, examples)
@@ -46,8 +46,10 @@ def test_each_row_is_encoded_once(trained, monkeypatch, rows_of) -> None:
 
 
 def test_tokens_of_any_number_are_kept_for_a_fusion_that_uses_them(trained) -> None:
-    class Words(type(trained.encoders["text"])):
+    class Words(Encoder):
         """As many tokens as the row has numbers."""
+
+        width = 4
 
         def collate(self, values):
             longest = max(map(len, values))
@@ -59,9 +61,9 @@ def test_tokens_of_any_number_are_kept_for_a_fusion_that_uses_them(trained) -> N
             return Features(x[:, :, None].expand(-1, -1, 4).contiguous(), mask)
 
     torch.manual_seed(0)
-    fusion = build_fusion("bottleneck", {"text": 4}, 8, layers=1, heads=2)
+    fusion = build_fusion("bottleneck", {"text": 4}, 8, layers=2, heads=2)
     model = TransferModel({"text": Words()}, fusion, trained.tasks).eval()
-    rows = [{"text": [1.0] * n or None, "label": None} for n in (2, 5, 0, 3, 7)]
+    rows = [{"text": [0.5] * n or None, "label": None} for n in (2, 5, 0, 3, 7)]
     examples, _ = encode_rows(model, rows, batch_size=2)
     assert examples.features["text"].mask.sum(1).tolist() == [2, 5, 0, 3, 7]
     torch.testing.assert_close(decide(model, examples).logits["label"], direct(model, rows))
