@@ -38,7 +38,7 @@ from rich.table import Table
 import mmtransfer.training.checkpoint as checkpoint
 import mmtransfer.training.features as features
 import mmtransfer.training.run as run_module
-import mmtransfer.training.trainer as trainer_module
+import mmtransfer.training.state as state_module
 from mmtransfer.data.products import product_rows
 from mmtransfer.methods.base import Method
 from mmtransfer.model import TransferModel
@@ -530,7 +530,7 @@ def store_killed(bench: Bench) -> str:
 
 def faults() -> dict[str, Callable[[Bench], str]]:
     """All faults by name."""
-    write, evaluation = (checkpoint, "write_file"), (trainer_module, "collect")
+    write, evaluation = (checkpoint, "write_file"), (state_module, "collect")
     found: dict[str, Callable[[Bench], str]] = {}
     for processes, steps, writes in (
         (1, range(1, 17), (1, 2, 5, 9, 14, 20)),
