@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from mmtransfer.data.rows import load_rows, with_label_names
+from mmtransfer.data.rows import Rows, load_rows, with_label_names
 from mmtransfer.evaluation.charts import Scores, chart_scores, print_scores
+from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, run, write_json
 from mmtransfer.transfer.base import Strategy
+
+#: by name: what makes a model for a seed, and how it is trained
+Contenders = Mapping[str, tuple[Callable[[int], TransferModel], Strategy]]
 
 
 def train_on(
@@ -65,11 +70,79 @@ def train_on(
     return metrics
 
 
-def leave(output: Path, metrics: Mapping[str, Any], scores: Scores, title: str) -> None:
+def pretrain(
+    model: TransferModel,
+    source: Mapping[str, Rows],
+    strategy: Strategy,
+    training: TrainingOptions,
+    title: str = "pretraining",
+    quick: bool = False,
+) -> TransferModel:
+    """Train a model on the source; from then on its encoders count as pretrained."""
+    run(model, source, shortened(strategy) if quick else strategy, training, title=title)
+    for encoder in model.encoders.values():
+        encoder.pretrained = True
+    return model
+
+
+def compare(
+    contenders: Contenders,
+    data: Mapping[str, Rows],
+    training: TrainingOptions,
+    output: Path,
+    title: str,
+    seeds: int = 1,
+    quick: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train every contender on the target and leave table and chart of the test scores in `output`.
+
+    The last one's model and logs stay too.  With rows of the "source", what is left of the source
+    tasks is told beside.
+    seeds: repetitions, each with another model and order of rows
+    quick: one epoch of each phase, to see that all runs
+    -> the last metrics, and "table": {task: {contender: [score of each seed]}}
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    for name, (make, strategy) in contenders.items():
+        plan = shortened(strategy) if quick else strategy
+        for seed in range(seeds):
+            model, chosen = make(seed), replace(training, seed=seed)
+            last = (name, seed) == (list(contenders)[-1], seeds - 1)
+            where, what = output if last else None, f"{name}, seed {seed}"
+            metrics = run(model, data, plan, chosen, where, what, arguments, overwrite=overwrite)
+            for place, found in _told(metrics):
+                for task, values in found.items():
+                    if model.tasks[task].score in values:
+                        row = scores.setdefault(f"{task}{place}", {}).setdefault(name, [])
+                        row.append(values[model.tasks[task].score])
+    measures = {task.score for task in model.tasks.values()}
+    leave(output, metrics | {"table": scores}, scores, title, " or ".join(sorted(measures)))
+    return metrics | {"table": scores}
+
+
+def shortened(strategy: Strategy) -> Strategy:
+    """The same with one epoch of each phase."""
+    return Strategy([replace(phase, epochs=1) for phase in strategy.phases], strategy.methods)
+
+
+def _told(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    after = metrics.get("source", {}).get("after", {})
+    return [("", metrics["test"]), (" (source)", after)]
+
+
+def leave(
+    output: Path,
+    metrics: Mapping[str, Any],
+    scores: Scores,
+    title: str,
+    measure: str = "accuracy",
+) -> None:
     """Write `metrics.json` and `chart.png`, print the table; on the main process."""
     write_json(output / "metrics.json", metrics)
     if PartialState().is_main_process:
         if scores:
             print_scores(scores, title)
-            chart_scores(scores, title, output / "chart.png")
+            chart_scores(scores, title, output / "chart.png", measure)
         print(f"model, metrics, chart and logs are in {output}")
