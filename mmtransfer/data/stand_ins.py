@@ -13,7 +13,9 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from mmtransfer.data.products import say, speakers
+from mmtransfer.data.products import ROWS, product_rows, say, speakers
+from mmtransfer.data.rows import Rows
+from mmtransfer.data.torchvision_sets import few
 from mmtransfer.registry import nearest
 
 Splits = dict[str, list[dict[str, Any]]]
@@ -37,7 +39,7 @@ def counts(train: int, quick: bool = False) -> dict[str, int]:
     """Rows of each split; a few of each to see quickly that all runs."""
     if quick:
         return {"train": min(train, 48), "validation": 32, "test": 32}
-    return {"train": train, "validation": 200, "test": 400}
+    return {"train": train, "validation": 100, "test": 400}
 
 
 def glyphs(
@@ -99,6 +101,33 @@ def _shade(rng: Generator, size: int) -> np.ndarray:
     coarse = Image.fromarray((255 * rng.random((5, 5))).astype(np.uint8))
     smooth = coarse.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(smooth.filter(ImageFilter.GaussianBlur(1)), np.float32) / 255
+
+
+def photos(domain: str, rows: Mapping[str, int], seed: int = 0) -> Splits:
+    """Pictures of the products of `mmtransfer.data.products`, "source" or "target" ones.
+
+    -> splits of `image` (PNG bytes, 32 x 32), `product` and its `shape`, `colour`, `pattern` and
+    `mark`; products take turns
+    """
+    found: Splits = {}
+    for split, count in rows.items():
+        if f"{domain}/{split}" in ROWS:
+            made = product_rows(f"{domain}/{split}", seed=seed, rows=count, columns=["image"])
+            found[split] = [row | attributes(row["product"]) for row in made]
+    return found
+
+
+def new_products(labels: int, quick: bool = False, rows: int = 400) -> dict[str, Rows]:
+    """The target among `photos`: `image` and `label`, with so many training rows per product."""
+    data = photos("target", counts(rows, quick))
+    found = {k: [{"image": r["image"], "label": r["product"]} for r in v] for k, v in data.items()}
+    return found | {"train": few(found["train"], "label", labels)}
+
+
+def attributes(product: str) -> dict[str, str]:
+    """Shape, colour, pattern and mark out of the name of a product."""
+    colour, pattern, shape, _, mark = product.split()
+    return {"shape": shape, "colour": colour, "pattern": pattern, "mark": mark}
 
 
 def reviews(topic: str, rows: Mapping[str, int], seed: int = 0) -> Splits:

@@ -82,7 +82,8 @@ class TorchvisionEncoder(Encoder):
         self.layer, self.pool, self.thin = layer, pool, thin
         preset = prepare(name, member, size)
         self.preset, self.collate = preset, TransformCollate(preset)
-        model = architecture(name, preset.crop_size[0])
+        with torch.device("meta" if thin > 1 else "cpu"):  # nothing of a thinned model is kept
+            model = architecture(name, preset.crop_size[0])
         self._take(model if thin == 1 else thinned(model, thin))
 
     def _take(self, model: nn.Module) -> None:
