@@ -130,8 +130,10 @@ def attributes(product: str) -> dict[str, str]:
     return {"shape": shape, "colour": colour, "pattern": pattern, "mark": mark}
 
 
-def reviews(topic: str, rows: Mapping[str, int], seed: int = 0) -> Splits:
-    """Made-up reviews of one topic: rows of `text` and `opinion` ("good" or "bad").
+def reviews(
+    topic: str, rows: Mapping[str, int], label: str = "opinion", seed: int = 0
+) -> Splits:
+    """Made-up reviews of one topic: rows of `text` and `label`, "good" or "bad".
 
     Opinions stand between words of the topic, some of them as the opposite after a "not".
     """
@@ -143,7 +145,7 @@ def reviews(topic: str, rows: Mapping[str, int], seed: int = 0) -> Splits:
         for i in range(count):
             rng = default_rng([seed, number, list(TOPICS).index(topic), i])
             opinion = ("good", "bad")[i % 2]
-            found[split].append({"text": review(topic, opinion, rng), "opinion": opinion})
+            found[split].append({"text": review(topic, opinion, rng), label: opinion})
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, SupportsIndex
+from xml.etree.ElementTree import parse
 
 import numpy as np
 from numpy.random import default_rng
@@ -20,23 +21,29 @@ TARGETS = ("targets", "labels", "_labels")  # what data sets call their labels
 
 
 class LabelledPictures(Sequence[Mapping[str, Any]]):
-    """Rows of `image` (PIL) and a label, by name where there are names, read on demand."""
+    """Rows of `image` (PIL, read on demand) and of labels by column.
 
-    def __init__(self, dataset: Any, label: str, numbers: Sequence[int] | None = None) -> None:
-        self.dataset, self.label = dataset, label
-        given = next(getattr(dataset, name) for name in TARGETS if hasattr(dataset, name))
-        names = getattr(dataset, "classes", None)
-        codes = [int(code) for code in given]
-        self.labels: list[Any] = [names[code] for code in codes] if names else codes
-        self.numbers = range(len(codes)) if numbers is None else numbers
-        self.column_names = ["image", label]
+    dataset: its items begin with a picture
+    labels: {column: label of every item}
+    numbers: of the items that are rows, by default all
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        labels: Mapping[str, Sequence[Any]],
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self.dataset, self.labels = dataset, labels
+        self.numbers = range(len(dataset)) if numbers is None else numbers
+        self.column_names = ["image", *labels]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
         number = int(self.numbers[operator.index(index)])
-        row = {self.label: self.labels[number]} if self.label in self.column_names else {}
+        row = {n: found[number] for n, found in self.labels.items() if n in self.column_names}
         if "image" in self.column_names:
             row["image"] = self.dataset[number][0]
         return row
@@ -77,11 +84,31 @@ def torchvision_splits(
     else:
         first = "trainval" if name == "OxfordIIITPet" else "train"
         sides = [cls(root, split=split, download=True) for split in (first, "test")]
-    train, test = (LabelledPictures(side, label) for side in sides)
+    train, test = (LabelledPictures(side, {label: labels_of(side)}) for side in sides)
     order = default_rng(seed).permutation(len(train))
     held = round(VALIDATION * len(train))
     kept = few(train.take(order[held:]), label, labels)
     return {"train": kept, "validation": train.take(order[:held]), "test": test}
+
+
+def labels_of(dataset: Any) -> list[Any]:
+    """The label of every item, by name where there are names."""
+    codes = next(getattr(dataset, name) for name in TARGETS if hasattr(dataset, name))
+    names = getattr(dataset, "classes", None)
+    return [names[int(code)] if names else int(code) for code in codes]
+
+
+def voc_splits(root: Path, objects: Sequence[str]) -> dict[str, Rows]:
+    """Photos of VOC 2007 with a yes/no column per object, downloaded into `root`."""
+    from torchvision.datasets import VOCDetection
+
+    found: dict[str, Rows] = {}
+    for split, part in {"train": "train", "validation": "val", "test": "test"}.items():
+        side = VOCDetection(root, "2007", part, download=True)
+        shown = [{name.text for name in parse(file).iter("name")} for file in side.annotations]
+        answers = {name: ["yes" if name in seen else "no" for seen in shown] for name in objects}
+        found[split] = LabelledPictures(side, answers)
+    return found
 
 
 def few(rows: Any, label: str, count: int) -> Any:
