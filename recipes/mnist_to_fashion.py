@@ -83,7 +83,7 @@ def main(
     digits = pretrain(fresh(), source, pretraining, training, "digits", quick)
     decay = strength if penalty == "weight_decay" else 0.0
     rates = {"lr": 2e-3, "weight_decay": decay}
-    methods = [build_method({"name": "l2_sp", "strength": strength})] if penalty == "l2_sp" else []
+    methods = [build_method({"name": "l2_sp", "alpha": strength})] if penalty == "l2_sp" else []
     tuning = Strategy([Phase(30, encoder_lr=5e-4, **rates)], methods)
     contenders = {
         "from scratch": (fresh, Strategy([Phase(30, encoder_lr=1e-3, **rates)])),

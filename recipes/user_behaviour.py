@@ -34,7 +34,10 @@ LABELLED = 160  # users of the stand-in
 def learn(training: TrainingOptions, quick: bool) -> dict[str, Encoder]:
     """An encoder per modality that has learned it from data of its own."""
     found = {"image": learned_from_photos(TINY["image"], training, quick=quick)}
-    films, words = reviews("films", counts(1600, quick)), utterances(made_up(20), counts(800, quick))
+    films, words = (
+        reviews("films", counts(1600, quick)),
+        utterances(made_up(20), counts(800, quick)),
+    )
     for name, data, task, lr in (("text", films, "opinion", 2e-3), ("audio", words, "word", 2e-3)):
         model = build_model({name: TINY[name]}, {task: "classification"}, data["train"], width=128)
         phase = Phase(epochs=8, lr=lr, encoder_lr=lr)

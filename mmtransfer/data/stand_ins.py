@@ -130,9 +130,7 @@ def attributes(product: str) -> dict[str, str]:
     return {"shape": shape, "colour": colour, "pattern": pattern, "mark": mark}
 
 
-def reviews(
-    topic: str, rows: Mapping[str, int], label: str = "opinion", seed: int = 0
-) -> Splits:
+def reviews(topic: str, rows: Mapping[str, int], label: str = "opinion", seed: int = 0) -> Splits:
     """Made-up reviews of one topic: rows of `text` and `label`, "good" or "bad".
 
     Opinions stand between words of the topic, some of them as the opposite after a "not".

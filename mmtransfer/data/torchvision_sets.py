@@ -65,13 +65,19 @@ class LabelledPictures(Sequence[Mapping[str, Any]]):
 
 
 def torchvision_splits(
-    name: str, root: Path, label: str, labels: int = 0, seed: int = 0
+    name: str,
+    root: Path,
+    label: str,
+    labels: int = 0,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Rows]:
     """Train, validation and test rows of a data set of torchvision, downloaded into `root`.
 
     name: class in `torchvision.datasets`, such as "FashionMNIST"
     label: the column of its labels
     labels: training rows that stay of each class, 0 for all
+    names: of the classes, where another data set has the same ones
     Raises `ValueError` for a name that torchvision does not have.
     """
     from torchvision import datasets
@@ -84,17 +90,17 @@ def torchvision_splits(
     else:
         first = "trainval" if name == "OxfordIIITPet" else "train"
         sides = [cls(root, split=split, download=True) for split in (first, "test")]
-    train, test = (LabelledPictures(side, {label: labels_of(side)}) for side in sides)
+    train, test = (LabelledPictures(side, {label: labels_of(side, names)}) for side in sides)
     order = default_rng(seed).permutation(len(train))
     held = round(VALIDATION * len(train))
     kept = few(train.take(order[held:]), label, labels)
     return {"train": kept, "validation": train.take(order[:held]), "test": test}
 
 
-def labels_of(dataset: Any) -> list[Any]:
+def labels_of(dataset: Any, names: Sequence[str] | None = None) -> list[Any]:
     """The label of every item, by name where there are names."""
     codes = next(getattr(dataset, name) for name in TARGETS if hasattr(dataset, name))
-    names = getattr(dataset, "classes", None)
+    names = names or getattr(dataset, "classes", None)
     return [names[int(code)] if names else int(code) for code in codes]
 
 
