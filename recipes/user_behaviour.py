@@ -26,7 +26,7 @@ from mmtransfer.training.setup import end_processes
 TINY = {
     "image": "small-cnn?size=32&widths=[16,32,64]&pool=mean",
     "text": "tiny-bert?width=48&max_tokens=80",
-    "audio": "spectrogram-cnn",
+    "audio": "spectrogram-cnn?n_mels=32&widths=[16,32,64]&pool=mean",
 }
 LABELLED = 160  # users of the stand-in
 

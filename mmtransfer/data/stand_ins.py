@@ -23,8 +23,8 @@ LOOKS = ("plain", "scene")
 DRAWN = 4  # times too large, then averaged: smooth edges
 
 OPINIONS = {  # words for a good, and for a bad opinion
-    "good": "good great lovely superb fine excellent charming brilliant".split(),
-    "bad": "bad awful dull poor weak terrible boring dreadful".split(),
+    "good": "good great lovely superb fine excellent charming brilliant",
+    "bad": "bad awful dull poor weak terrible boring dreadful",
 }
 TOPICS = {  # what is reviewed, and what is said of any such thing
     "films": ("film plot cast ending script scenes score", "saw it on friday with friends"),
@@ -153,7 +153,7 @@ def review(topic: str, opinion: str, rng: Generator) -> str:
     said = []
     for noun in rng.permutation(nouns)[: rng.integers(1, 3)]:
         negated = rng.random() < NEGATED
-        word = rng.choice(OPINIONS[_opposite(opinion) if negated else opinion])
+        word = rng.choice(OPINIONS[_opposite(opinion) if negated else opinion].split())
         said.append(f"{noun} was {'not ' if negated else ''}{word}")
     start = int(rng.integers(len(filler) - 2))
     said.insert(int(rng.integers(len(said) + 1)), " ".join(filler[start : start + 3]))

@@ -51,7 +51,7 @@ def print_scores(scores: Scores, title: str, corner: str = "") -> None:
 
 
 def chart_scores(scores: Scores, title: str, path: Path, measure: str = "accuracy") -> None:
-    """Grouped bars of a measure in percent, deviation over seeds as error bars, written as a PNG."""
+    """Grouped bars of a measure in percent, with deviation over seeds, written as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -152,8 +152,8 @@ def compare(
 ) -> dict[str, Any]:
     """Train every contender on the target and leave table and chart of the test scores in `output`.
 
-    The last one's model and logs stay too; without an output nothing is left.  With rows of the "source", what is left of the source
-    tasks is told beside.
+    The last one's model and logs stay too; without an output nothing is left.  With rows of the
+    "source", what is left of the source tasks is told beside.
     seeds: repetitions, each with another model and order of rows
     quick: one epoch of each phase, to see that all runs
     -> the last metrics, and "table": {task: {contender: [score of each seed]}}
