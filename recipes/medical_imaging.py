@@ -26,7 +26,7 @@ from mmtransfer.training.setup import end_processes
 
 SMALL = "small-cnn?size=32&channels=1&widths=[16,32,64]&pool=mean"
 WHOLE = "torchvision:resnet18:IMAGENET1K_V1?pool=mean"
-LEARNING = Strategy([Phase(epochs=8, lr=2e-3, encoder_lr=2e-3)])
+LEARNING = Strategy([Phase(epochs=5, lr=3e-3, encoder_lr=3e-3)])
 
 
 def load(

@@ -13,7 +13,7 @@ from mmtransfer.data.products import say, speakers
 from mmtransfer.data.stand_ins import Splits, photos, review
 from mmtransfer.registry import nearest
 
-ORGANS = {"lung": 0.35, "liver": -0.2}  # how much brighter than the tissue a finding is
+ORGANS = {"lung": 0.4, "liver": 0.25}  # how much brighter than the tissue a finding is
 FINDINGS = ("none", "disc", "ring")
 PIXELS = 32
 MISSING = 0.1  # of what users give

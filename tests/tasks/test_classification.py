@@ -299,4 +299,4 @@ def test_the_area_under_the_roc_curve_is_that_of_scikit_learn_and_chooses_the_ep
     assert float(metrics.compute()["auroc"]) == pytest.approx(expected, abs=1e-6)
     assert "auroc" not in Classification(["a", "b"]).metrics()
     with pytest.raises(ValueError, match="Did you mean 'auroc'"):
-        Classification(score="auroc_macro")
+        Classification(score="auroc_")
