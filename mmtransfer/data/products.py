@@ -11,6 +11,7 @@ Nothing is downloaded, and row `i` of a split depends on `(seed, split, i)` only
 import io
 import itertools
 import wave
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ ROWS = {  # rows per split; the target is the task with few labels
     "target/test": 480,
 }
 SOURCE_PRODUCTS, TARGET_PRODUCTS = 64, 16
+COLUMNS = ("image", "text", "audio")
 MISSING = 0.1  # of the labels, and of the recordings
 
 MISLABELLED = 0.15  # of the labels are those of another product
@@ -102,7 +104,9 @@ def speakers(split: str, *, seed: int = 0) -> list[Speaker]:
     return [Speaker(*voice) for voice in rng.uniform(low, high, (count, 3)).tolist()]
 
 
-def product_rows(split: str, *, seed: int = 0, rows: int | None = None) -> list[dict[str, Any]]:
+def product_rows(
+    split: str, *, seed: int = 0, rows: int | None = None, columns: Collection[str] = COLUMNS
+) -> list[dict[str, Any]]:
     """The first `rows` rows of a split, by default all `ROWS[split]`.
 
     Products take turns, which balances every prefix, so shuffle before training.
@@ -111,6 +115,7 @@ def product_rows(split: str, *, seed: int = 0, rows: int | None = None) -> list[
         split: a key of `ROWS`.
         seed: of everything: which products, voices, photos, labels and recordings.
         rows: may exceed `ROWS[split]`.
+        columns: which of `COLUMNS` to make, for stories that need not all.
 
     Returns:
         Rows of `image` (PNG bytes, `PIXELS` x `PIXELS` RGB), `text` (str or None), `audio` (WAV
@@ -122,7 +127,7 @@ def product_rows(split: str, *, seed: int = 0, rows: int | None = None) -> list[
     number = _number(split)
     catalogue, voices = products(split.split("/")[0], seed=seed), speakers(split, seed=seed)
     count = ROWS[split] if rows is None else rows
-    return [_row(catalogue, voices, (seed, number, i)) for i in range(count)]
+    return [_row(catalogue, voices, (seed, number, i), columns) for i in range(count)]
 
 
 def product_data(*, seed: int = 0) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -138,7 +143,10 @@ def product_data(*, seed: int = 0) -> dict[str, dict[str, list[dict[str, Any]]]]
 
 
 def _row(
-    catalogue: list[Product], voices: list[Speaker], key: tuple[int, int, int]
+    catalogue: list[Product],
+    voices: list[Speaker],
+    key: tuple[int, int, int],
+    columns: Collection[str] = COLUMNS,
 ) -> dict[str, Any]:
     # A stream per column: a change to the photos leaves labels and recordings as they are.
     photo, label, sound = (default_rng([*key, column]) for column in range(3))
@@ -147,13 +155,13 @@ def _row(
     if label.random() < MISLABELLED:
         labelled = catalogue[(turn + int(label.integers(1, count))) % count]
     voice = voices[int(sound.integers(len(voices)))]
-    return {
-        "image": _draw(product, photo),
-        "text": None if label.random() < MISSING else _write(labelled, label),
-        "audio": None if sound.random() < MISSING else _speak(product, voice, sound),
-        "product": product.name,
-        "category": product.category,
+    make: dict[str, Callable[[], bytes | str | None]] = {
+        "image": lambda: _draw(product, photo),
+        "text": lambda: None if label.random() < MISSING else _write(labelled, label),
+        "audio": lambda: None if sound.random() < MISSING else _speak(product, voice, sound),
     }
+    made: dict[str, Any] = {name: make[name]() for name in columns}
+    return made | {"product": product.name, "category": product.category}
 
 
 def _number(split: str) -> int:
@@ -228,7 +236,14 @@ _SECONDS = np.arange(SAMPLE_RATE, dtype=np.float32) / SAMPLE_RATE
 def _speak(product: Product, voice: Speaker, rng: Generator) -> bytes:
     said = product._asdict()
     words = [_VOCABULARY[said[a]][1] for a, share in SPOKEN.items() if rng.random() < share]
-    words = words or [_VOCABULARY[product.mark][1]]  # never silence
+    return say(words or [_VOCABULARY[product.mark][1]], voice, rng)  # never silence
+
+
+def say(words: Sequence[str], voice: Speaker, rng: Generator) -> bytes:
+    """One second of words of two syllables each, over noise, as WAV bytes.
+
+    A syllable is one of p, t, k, s and x before one of a, e, i, o and u.
+    """
     syllables = [word[i : i + 2] for word in words for i in (0, 2)]
     seconds = min(voice.syllable * rng.uniform(0.9, 1.1), 0.98 / len(syllables))
     step = int(SAMPLE_RATE * seconds) // 64 * 64  # samples; smooth numbers make fast transforms

@@ -15,6 +15,7 @@ from torchvision.transforms._presets import ImageClassification
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.encoders.numbers import check_count
 from mmtransfer.encoders.pixels import TransformCollate
+from mmtransfer.encoders.thin import thinned
 from mmtransfer.encoders.weights import fill, read_weights
 from mmtransfer.features import Features
 from mmtransfer.registry import nearest, register_encoder
@@ -55,6 +56,7 @@ class TorchvisionEncoder(Encoder):
         and MobileNetV3 in between
     pool: of a map: "none" gives the H * W tokens, "mean" their mean, "flatten" all of them as one
         vector, "first" a ViT's class token
+    thin: a VGG, AlexNet or ResNet with so many times fewer channels, for studies without weights
 
     Raises `ValueError` for an unknown name, weights or option, with the nearest valid one.
     """
@@ -69,6 +71,7 @@ class TorchvisionEncoder(Encoder):
         size: int | None = None,
         layer: str = "map",
         pool: str = "none",
+        thin: int = 1,
     ) -> None:
         super().__init__()
         for what, chosen, valid in (("layer", layer, LAYERS), ("pool", pool, POOLS)):
@@ -76,10 +79,12 @@ class TorchvisionEncoder(Encoder):
                 raise ValueError(f"unknown {what} {chosen!r}.{nearest(chosen, valid)}")
         member = weights_of(name, weights)
         self.name, self.weights, self.size = name, member.name, size
-        self.layer, self.pool = layer, pool
+        self.layer, self.pool, self.thin = layer, pool, thin
         preset = prepare(name, member, size)
         self.preset, self.collate = preset, TransformCollate(preset)
-        self._take(architecture(name, preset.crop_size[0]))
+        with torch.device("meta" if thin > 1 else "cpu"):  # nothing of a thinned model is kept
+            model = architecture(name, preset.crop_size[0])
+        self._take(model if thin == 1 else thinned(model, thin))
 
     def _take(self, model: nn.Module) -> None:
         """Keep what the chosen layer needs of a whole classifier."""
@@ -105,13 +110,16 @@ class TorchvisionEncoder(Encoder):
         size: int | None = None,
         layer: str = "map",
         pool: str = "none",
+        thin: int = 1,
     ) -> TorchvisionEncoder:
         """`name` alone has random weights; `name:weights` downloads them through torchvision.
 
         weights_file: a local state dict of the whole classifier (safetensors or torch), instead
         """
         name, _, weights = source.partition(":")
-        encoder = cls(name, weights or "DEFAULT", size, layer, pool)
+        if thin != 1 and (weights or weights_file):
+            raise ValueError(f"there are no weights for {name!r} with {thin} times fewer channels")
+        encoder = cls(name, weights or "DEFAULT", size, layer, pool, thin)
         if weights or weights_file:
             member = weights_of(name, encoder.weights)
             if weights_file:

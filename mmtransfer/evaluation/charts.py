@@ -50,8 +50,8 @@ def print_scores(scores: Scores, title: str, corner: str = "") -> None:
     Console().print(table)
 
 
-def chart_scores(scores: Scores, title: str, path: Path) -> None:
-    """Grouped bars in percent, deviation over seeds as error bars, written as a PNG."""
+def chart_scores(scores: Scores, title: str, path: Path, measure: str = "accuracy") -> None:
+    """Grouped bars of a measure in percent, with deviation over seeds, written as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,7 +77,7 @@ def chart_scores(scores: Scores, title: str, path: Path) -> None:
         )
         axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axes.set_xticks(range(len(scores)), list(scores))
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(f"{measure} (%)")
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.spines[["top", "right"]].set_visible(False)

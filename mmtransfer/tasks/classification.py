@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 BALANCED = "balanced"
+SCORES = ("accuracy", "f1_macro", "auroc")
 
 
 def unlabelled(value: Any) -> bool:
@@ -38,6 +39,8 @@ class Classification(Task):
     class_weights: what a row of each class counts in the loss: `{class: weight}` (1 for the
         others), a list in output order, or "balanced" for N / (C * rows of the class) in the
         training column, as in scikit-learn; the mean loss is that of `F.cross_entropy(weight=...)`
+    score: the metric by which the best epoch is chosen: "accuracy", "f1_macro", or "auroc", the
+        mean over classes of the area under the ROC curve of each against the rest
     """
 
     def __init__(
@@ -46,7 +49,11 @@ class Classification(Task):
         weight: float = 1.0,
         label_smoothing: float = 0.0,
         class_weights: str | Mapping[Any, float] | Sequence[float] | None = None,
+        score: str = "accuracy",
     ) -> None:
+        if score not in SCORES:
+            raise ValueError(f"unknown score {score!r}.{nearest(score, SCORES)}")
+        self.score = score
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), found {label_smoothing}")
         self.classes = [plain(label) for label in classes] if classes is not None else None
@@ -183,13 +190,18 @@ class Classification(Task):
         return [{"label": self._classes[c], "probability": p} for c, p in pairs]
 
     def metrics(self) -> MetricCollection:
-        from torchmetrics import MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+        from torchmetrics import Metric, MetricCollection
+        from torchmetrics.classification import (
+            MulticlassAccuracy,
+            MulticlassAUROC,
+            MulticlassF1Score,
+        )
 
         n = len(self._classes)
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(n, average="micro"),
-                "f1_macro": MulticlassF1Score(n, average="macro"),
-            }
-        )
+        found: dict[str, Metric | MetricCollection] = {
+            "accuracy": MulticlassAccuracy(n, average="micro"),
+            "f1_macro": MulticlassF1Score(n, average="macro"),
+        }
+        if self.score == "auroc":
+            found["auroc"] = MulticlassAUROC(n, average="macro")
+        return MetricCollection(found)

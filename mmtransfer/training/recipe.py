@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import set_seed
+from torch import nn
 
-from mmtransfer.data.rows import load_rows, with_label_names
+from mmtransfer.data.rows import Rows, load_rows, with_label_names
+from mmtransfer.data.stand_ins import counts, photos
+from mmtransfer.encoders.base import Encoder
 from mmtransfer.evaluation.charts import Scores, chart_scores, print_scores
+from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, run, write_json
-from mmtransfer.transfer.base import Strategy
+from mmtransfer.transfer.base import Phase, Strategy
+
+PHOTO_TASKS = dict.fromkeys(("shape", "colour", "pattern"), "classification")
+#: by name: what makes a model for a seed, and how it is trained
+Contenders = Mapping[str, tuple[Callable[[int], TransferModel], Strategy]]
 
 
 def train_on(
@@ -65,11 +77,128 @@ def train_on(
     return metrics
 
 
-def leave(output: Path, metrics: Mapping[str, Any], scores: Scores, title: str) -> None:
+@dataclass
+class Start:
+    """Where training on a target starts: with encoders as they were pretrained, or from scratch.
+
+    options: of `build_model`: fusion, width and the like
+    """
+
+    encoders: Mapping[str, Encoder]
+    tasks: Mapping[str, Any]
+    train: Rows
+    options: Mapping[str, Any] = field(default_factory=lambda: {"width": 128})
+
+    def pretrained(self, seed: int) -> TransferModel:
+        """A model of copies of the encoders, which stay as they are."""
+        return self._model(deepcopy(dict(self.encoders)), seed)
+
+    def scratch(self, seed: int) -> TransferModel:
+        """The same architectures with random weights."""
+        return self._model({n: untrained(e, seed) for n, e in self.encoders.items()}, seed)
+
+    def _model(self, encoders: Mapping[str, Encoder], seed: int) -> TransferModel:
+        return build_model(encoders, self.tasks, self.train, seed=seed, **self.options)
+
+
+def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
+    """The same architecture and preprocessing with random weights."""
+    with TemporaryDirectory() as directory:
+        encoder.save(Path(directory))
+        set_seed(seed)
+        fresh = Encoder.load(Path(directory))
+    for name, module in encoder.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):  # its buffers are learned
+            for key, constant in module.named_buffers(recurse=False):
+                getattr(fresh.get_submodule(name), key).copy_(constant)
+    return fresh
+
+
+def pretrain(
+    model: TransferModel,
+    source: Mapping[str, Rows],
+    strategy: Strategy,
+    training: TrainingOptions,
+    title: str = "pretraining",
+    quick: bool = False,
+) -> TransferModel:
+    """Train a model on the source; from then on its encoders count as pretrained."""
+    run(model, source, shortened(strategy) if quick else strategy, training, title=title)
+    for encoder in model.encoders.values():
+        encoder.pretrained = True
+    return model
+
+
+def learned_from_photos(
+    spec: str, training: TrainingOptions, epochs: int = 8, rows: int = 1200, quick: bool = False
+) -> Encoder:
+    """A picture encoder that learned what drawn products look like: offline, a pretrained one."""
+    source = photos("source", counts(rows, quick))
+    model = build_model({"image": spec}, PHOTO_TASKS, source["train"], seed=training.seed)
+    phase = Phase(epochs, lr=1e-3, encoder_lr=1e-3)
+    return pretrain(model, source, Strategy([phase]), training, "products", quick).encoders["image"]
+
+
+def compare(
+    contenders: Contenders,
+    data: Mapping[str, Rows],
+    training: TrainingOptions,
+    output: Path | None,
+    title: str,
+    seeds: int = 1,
+    quick: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train every contender on the target and leave table and chart of the test scores in `output`.
+
+    The last one's model and logs stay too; without an output nothing is left.  With rows of the
+    "source", what is left of the source tasks is told beside.
+    seeds: repetitions, each with another model and order of rows
+    quick: one epoch of each phase, to see that all runs
+    -> the last metrics, and "table": {task: {contender: [score of each seed]}}
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    for name, (make, strategy) in contenders.items():
+        plan = shortened(strategy) if quick else strategy
+        for seed in range(seeds):
+            model, chosen = make(seed), replace(training, seed=seed)
+            last = (name, seed) == (list(contenders)[-1], seeds - 1)
+            where, what = output if last else None, f"{name}, seed {seed}"
+            metrics = run(model, data, plan, chosen, where, what, arguments, overwrite=overwrite)
+            for place, found in _told(metrics):
+                for task, values in found.items():
+                    if model.tasks[task].score in values:
+                        row = scores.setdefault(f"{task}{place}", {}).setdefault(name, [])
+                        row.append(values[model.tasks[task].score])
+    metrics["table"] = scores
+    if output is not None:
+        measures = sorted({task.score for task in model.tasks.values()})
+        leave(output, metrics, scores, title, " or ".join(measures))
+    return metrics
+
+
+def shortened(strategy: Strategy) -> Strategy:
+    """The same with one epoch of each phase."""
+    return Strategy([replace(phase, epochs=1) for phase in strategy.phases], strategy.methods)
+
+
+def _told(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    after = metrics.get("source", {}).get("after", {})
+    return [("", metrics["test"]), (" (source)", after)]
+
+
+def leave(
+    output: Path,
+    metrics: Mapping[str, Any],
+    scores: Scores,
+    title: str,
+    measure: str = "accuracy",
+) -> None:
     """Write `metrics.json` and `chart.png`, print the table; on the main process."""
     write_json(output / "metrics.json", metrics)
     if PartialState().is_main_process:
         if scores:
             print_scores(scores, title)
-            chart_scores(scores, title, output / "chart.png")
+            chart_scores(scores, title, output / "chart.png", measure)
         print(f"model, metrics, chart and logs are in {output}")

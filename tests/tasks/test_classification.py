@@ -282,3 +282,21 @@ def test_the_contract_holds_with_class_weights() -> None:
 def test_metrics_cost_nothing_before_they_are_needed():
     code = "import sys, mmtransfer.training.run; sys.exit('torchmetrics' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_area_under_the_roc_curve_is_that_of_scikit_learn_and_chooses_the_epoch():
+    from sklearn.metrics import roc_auc_score
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 3, generator=generator)
+    truth = torch.randint(3, (60,), generator=generator)
+    task = Classification(["a", "b", "c"], score="auroc")
+    assert task.score == "auroc"
+    assert Classification.from_config(task.config()).score == "auroc"
+    metrics = task.metrics()
+    metrics.update(logits, truth)
+    expected = roc_auc_score(truth, logits.softmax(-1), multi_class="ovr", average="macro")
+    assert float(metrics.compute()["auroc"]) == pytest.approx(expected, abs=1e-6)
+    assert "auroc" not in Classification(["a", "b"]).metrics()
+    with pytest.raises(ValueError, match="Did you mean 'auroc'"):
+        Classification(score="auroc_")

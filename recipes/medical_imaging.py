@@ -1,0 +1,87 @@
+"""Few scans, and in few of them a lesion: transfer under heavy imbalance, judged by AUROC.
+
+Offline, drawn livers, one scan in ten with a lesion, and a small network that first learns to
+tell findings in lungs (half a minute on one core):
+
+    python recipes/medical_imaging.py
+
+Chest X-rays from the hub (or --data DIR laid out as an imagefolder) and a pretrained ResNet-18:
+
+    accelerate launch recipes/medical_imaging.py --data hf-vision/chest-xray-pneumonia
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmtransfer import Encoder, Phase, Strategy, TrainingOptions, build_encoder, build_strategy
+from mmtransfer.cli import command
+from mmtransfer.data.rows import Rows, load_rows, with_label_names
+from mmtransfer.data.stand_in_people import scans
+from mmtransfer.data.stand_ins import counts
+from mmtransfer.training.recipe import Start, compare, pretrain
+from mmtransfer.training.run import build_model, check_output
+from mmtransfer.training.setup import end_processes
+
+SMALL = "small-cnn?size=32&channels=1&widths=[16,32,64]&pool=mean"
+WHOLE = "torchvision:resnet18:IMAGENET1K_V1?pool=mean"
+LEARNING = Strategy([Phase(epochs=5, lr=3e-3, encoder_lr=3e-3)])
+
+
+def load(
+    data: str | None, training: TrainingOptions, quick: bool
+) -> tuple[dict[str, Rows], Encoder]:
+    """Rows of `image` and `label`, and an encoder that was pretrained elsewhere."""
+    if data is not None:
+        splits = load_rows(data)
+        return {k: with_label_names(v, "label") for k, v in splits.items()}, build_encoder(WHOLE)
+    lungs = scans(counts(1200, quick), "lung")
+    tasks = dict.fromkeys(("fibre", "finding"), "classification")
+    model = build_model({"image": SMALL}, tasks, lungs["train"], width=64)
+    encoder = pretrain(model, lungs, LEARNING, training, "lungs", quick).encoders["image"]
+    return dict(scans(counts(160, quick), "liver", share=0.1)), encoder
+
+
+def main(
+    data: str | None = None,
+    epochs: int = 15,
+    seeds: int = 3,
+    quick: bool = False,
+    training: TrainingOptions = TrainingOptions(),  # noqa: B008 - jsonargparse reads it
+    output: Path = Path("runs/medical_imaging"),
+    overwrite: bool = False,
+) -> None:
+    """Find the few scans with a lesion.
+
+    Args:
+        data: hub id or directory with columns image and label; without it, drawn livers
+        epochs: over the scans
+        seeds: repetitions of each cell of the table
+        quick: a few rows and one epoch, to see that all runs
+        training: batch size, precision, seed and the like
+        output: directory for model, metrics, chart and logs
+        overwrite: replace the run that the output directory holds
+    """
+    begin = {"arguments": dict(locals()), "overwrite": overwrite}
+    check_output(output, overwrite)
+    target, encoder = load(data, training, quick)
+    full = build_strategy("full", epochs=epochs, lr=2e-3, encoder_lr=1e-4 if data else 5e-4)
+    plain: dict[str, Any] = {"name": "classification", "score": "auroc"}
+    balanced = plain | {"class_weights": "balanced"}
+
+    def start(task: dict[str, Any]) -> Start:
+        return Start({"image": encoder}, {"label": task}, target["train"], {"width": 64})
+
+    contenders = {
+        "from scratch": (start(balanced).scratch, full),
+        "tuned, plain": (start(plain).pretrained, full),
+        "tuned, balanced": (start(balanced).pretrained, full),
+    }
+    title = f"Test AUROC, {len(target['train'])} labelled scans"
+    compare(contenders, target, training, output, title, seeds, quick, **begin)
+    end_processes()
+
+
+if __name__ == "__main__":
+    command(main, "medical_imaging.py")
