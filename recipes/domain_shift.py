@@ -72,7 +72,7 @@ def main(
     contenders = {"source only": (start.scratch, Strategy(phases))}
     for way in ways:
         contenders[way] = (start.scratch, build_strategy(Strategy(phases), [way]))
-    title = f"Test accuracy on {len(target['train'])} unlabelled target rows' like"
+    title = f"Test accuracy, {len(target['train'])} unlabelled target rows"
     compare(contenders, data, training, output, title, seeds, quick, **begin)
     end_processes()
 
