@@ -91,7 +91,7 @@ def torchvision_splits(
         first = "trainval" if name == "OxfordIIITPet" else "train"
         sides = [cls(root, split=split, download=True) for split in (first, "test")]
     train, test = (LabelledPictures(side, {label: labels_of(side, names)}) for side in sides)
-    order = default_rng(seed).permutation(len(train))
+    order = default_rng(seed).permutation(len(train)).tolist()
     held = round(VALIDATION * len(train))
     kept = few(train.take(order[held:]), label, labels)
     return {"train": kept, "validation": train.take(order[:held]), "test": test}
