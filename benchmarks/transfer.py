@@ -1,0 +1,120 @@
+"""Transfer on the retail set: strategies and penalties, domain shift, LoRA, several tasks.
+
+    OMP_NUM_THREADS=1 python benchmarks/transfer.py
+    OMP_NUM_THREADS=1 python benchmarks/transfer.py --part shift
+    OMP_NUM_THREADS=1 python benchmarks/transfer.py --part few_labels --tune
+
+Parts, each described in its file in benchmarks/transferring/:
+
+- few_labels: 4 and 16 labelled photos per product, every strategy and penalty
+- off_distribution: full fine-tuning, LP-FT and WiSE-FT on corrupted photos; the same models
+- shift: labelled clean photos, unlabelled corrupted ones, every method of alignment
+- adapters: LoRA on BERT for the label texts
+- tasks: product and category, alone and together
+
+Means over seeds with 95 % intervals of Student's t; gains over the baseline of each table are in
+pairs of equal seed.  Results are in benchmarks/results/transfer/; what a run that was broken off
+had done is in runs/transfer and is not done again.  Exit code 1 where a figure misses its limit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import RESULTS, decide, shared_directory, write_results
+from peers import minilm
+from transferring.cells import Cell, Figures, run_cells
+from transferring.report import Summary, draw, show, summarise
+from transferring.retail import MARK, prepare
+
+from mmtransfer.cli import command
+from mmtransfer.registry import nearest
+
+PARTS = ("few_labels", "off_distribution", "shift", "adapters", "tasks")
+TUNING_SEED = 1000
+
+
+def report(part: Any, results: list[tuple[Cell, Figures]], settings: Any, output: Path) -> Summary:
+    """Print the tables of a part, and leave its JSON and picture."""
+    name = part.__name__.rpartition(".")[2]
+    summary = summarise(results, part.BASELINES, list(part.MEMBERS))
+    show(summary, part.BASELINES)
+    output.mkdir(parents=True, exist_ok=True)
+    specs: dict[str, dict[str, Any]] = {}
+    for cell, _ in results:
+        specs.setdefault(cell.setting, {})[cell.member] = cell.spec
+    found = {
+        "settings": settings,
+        "cpu": sum(figures["cpu"] for _, figures in results),
+        "summary": summary,
+        "more": part.more(results) if hasattr(part, "more") else {},
+        "specs": specs,
+        "cells": [
+            {"member": c.member, "setting": c.setting, "seed": c.seed} | f for c, f in results
+        ],
+    }
+    write_results(output / f"{name}.json", found)
+    if hasattr(part, "draw"):
+        part.draw(found["more"], output / f"{name}.png")
+    else:
+        draw(summary, next(iter(part.BASELINES)), output / f"{name}.png")
+    return summary
+
+
+def tried(results: list[tuple[Cell, Figures]]) -> None:
+    """Print what each value came to, on validation rows."""
+    for cell, figures in results:
+        print(f"{100 * figures['accuracy']:.1f}  {cell.member}  (seed {cell.seed})")
+
+
+def main(
+    part: str | None = None,
+    seeds: int = 5,
+    tested: int = 800,
+    shorter: float = 1.0,
+    jobs: int = 2,
+    only: list[str] | None = None,
+    tune: bool = False,
+    work: Path = Path("runs/transfer"),
+    output: Path = RESULTS / "transfer",
+) -> None:
+    """Compare ways of transfer on the retail set of $MMTRANSFER_SHARED.
+
+    Args:
+        part: "few_labels", "off_distribution", "shift", "adapters" or "tasks"; all by default
+        seeds: repetitions of each member
+        tested: test rows, always the same
+        shorter: divides all epochs, to see that all runs
+        jobs: members that train at a time, on one thread each
+        only: members to train, by the beginning of their names; all by default
+        tune: instead, try the values of each member on validation rows
+        work: directory for arrays, features and what is done so far
+        output: directory for JSON and pictures
+    """
+    if part is not None and part not in PARTS:
+        raise ValueError(f"unknown part {part!r}.{nearest(part, PARTS)}")
+    started = time.perf_counter()
+    prepare(shared_directory(), f"hf:{minilm()}", work)
+    numbers = range(TUNING_SEED, TUNING_SEED + 1) if tune else range(seeds)
+    failures = []
+    for name in PARTS if part is None else (part,):
+        module: Any = importlib.import_module(f"transferring.{name}")
+        wanted = module.cells(numbers, tested, shorter, tune)
+        wanted = [c for c in wanted if only is None or c.member.startswith(tuple(only))]
+        results = list(run_cells(wanted, work, jobs))
+        if tune:
+            tried(results)
+        elif results:
+            settings = {"seeds": seeds, "tested": tested, "shorter": shorter, "corruption": MARK}
+            summary = report(module, results, settings, output)
+            if only is None:
+                failures += [f"{name}: {line}" for line in module.misses(summary, results)]
+    print(f"{(time.perf_counter() - started) / 60:.0f} minutes, results in {output}")
+    decide(failures)
+
+
+if __name__ == "__main__":
+    command(main, "transfer.py")

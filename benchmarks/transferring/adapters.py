@@ -1,0 +1,108 @@
+"""LoRA on the 6-layer BERT: the product by its shelf label, against full fine-tuning.
+
+All labelled training rows that have a text, MiniLM with its pretrained weights, products as
+classes.  Beside the accuracy: the share of the encoder's parameters that LoRA trains, and the
+largest difference between the logits with adapters and with adapters merged into the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import minilm
+
+from mmtransfer import Encoder, build_encoder
+from mmtransfer.data.rows import Rows
+from mmtransfer.training.trainer import Trainer
+from mmtransfer.transfer.adapters import merge_adapters
+from transferring.cells import Cell, Figures
+from transferring.report import Summary
+from transferring.training import accuracy, fit, retail, strategy_of, training_options
+
+BASELINES = {"accuracy": "full"}
+#: limits, in shares: of accuracy, of the encoder's parameters, and of merging
+LOSS, SHARE, MERGED = 0.01, 0.02, 1e-5
+SETTING = "label texts"
+EPOCHS = 4
+#: as `--tune` found them
+MEMBERS: dict[str, dict[str, Any]] = {
+    "full": {"strategy": {"name": "full", "encoder_lr": 3e-4}},
+    "lora": {"strategy": {"name": "lora", "encoder_lr": 3e-3, "merge": False}},
+    "linear_probe": {"strategy": {"name": "linear_probe", "lr": 2e-3}},
+}
+GRID: dict[str, tuple[float, ...]] = {"full": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
+
+
+@cache
+def pretrained() -> Encoder:
+    return build_encoder(f"hf:{minilm()}")
+
+
+def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -> list[Cell]:
+    """All members with all seeds, or the values to be tried."""
+    epochs, found = max(1, round(EPOCHS / shorter)), []
+    for seed in seeds:
+        for name, member in MEMBERS.items():
+            spec = {**member, "tested": tested, "epochs": epochs}
+            if not tune:
+                found.append(Cell("adapters", SETTING, name, seed, spec))
+                continue
+            for rate in GRID.get(name, ()):
+                tried = spec | {"strategy": member["strategy"] | {"encoder_lr": rate}}
+                label = f"{name} encoder_lr={rate:g}"
+                found.append(Cell("adapters", SETTING, label, seed, tried, "validation"))
+    return found
+
+
+def run(cell: Cell, work: Path) -> Figures:
+    """Accuracy; with adapters also what they train and what merging changes."""
+    data, spec = retail(work), cell.spec
+    train = with_text(data.rows("train", {"text": "label"}, range(data.size("train"))))
+    judged = data.some(cell.judged, spec["tested"])
+    rows = with_text(data.rows(cell.judged, {"text": "label"}, judged))
+    asked = spec["strategy"]
+    epochs = 5 * spec["epochs"] if asked["name"] == "linear_probe" else spec["epochs"]
+    strategy = strategy_of({"strategy": {**asked, "epochs": epochs}}, "text")
+    options = training_options(work, cell.seed)
+    trainer = fit({"text": deepcopy(pretrained())}, train, strategy, options)
+    try:
+        figures: Figures = {"accuracy": accuracy(trainer, rows)}
+        counts = trainer.counts["text"]
+        figures["share"] = counts["trained"] / counts["parameters"]
+        if strategy.adapters:
+            before = logits(trainer, rows)
+            merge_adapters(trainer.model)
+            figures["merged"] = float((logits(trainer, rows) - before).abs().max())
+        return figures
+    finally:
+        trainer.close()
+
+
+def with_text(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["text"] is not None]
+
+
+def logits(trainer: Trainer, rows: Rows) -> torch.Tensor:
+    return trainer.collect(rows).logits["product"]
+
+
+def more(results: Sequence[tuple[Cell, Figures]]) -> dict[str, float]:
+    """What LoRA trains of the encoder, and the largest difference that merging makes."""
+    found = [figures for cell, figures in results if cell.member == "lora"]
+    return {name: max(figures[name] for figures in found) for name in ("share", "merged")}
+
+
+def misses(summary: Summary, results: Sequence[tuple[Cell, Figures]]) -> list[str]:
+    """A line for each figure that misses its limit."""
+    found = more(results) | {"loss": -summary[SETTING]["lora"]["accuracy"]["gain"]}
+    limits = {"share": SHARE, "merged": MERGED, "loss": LOSS}
+    return [
+        f"lora: {name} {found[name]:.3g}, at most {limit:g}"
+        for name, limit in limits.items()
+        if found[name] > limit
+    ]

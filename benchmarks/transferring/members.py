@@ -1,0 +1,98 @@
+"""Strategies and penalties that are compared with few labels, and what `--tune` tries of each.
+
+Rates are those of AdamW; penalties stand beside plain full fine-tuning at its own best rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FULL = {"name": "full", "encoder_lr": 1e-3}
+
+
+def tuned(name: str, encoder_lr: float, **options: Any) -> dict[str, Any]:
+    return {"strategy": {"name": name, "encoder_lr": encoder_lr, **options}}
+
+
+def beside(method: str, **options: Any) -> dict[str, Any]:
+    """Plain full fine-tuning with one method."""
+    return {"strategy": FULL, "methods": [{"name": method, **options}]}
+
+
+def head(name: str, mapping: str = "none", **options: Any) -> dict[str, Any]:
+    """Frozen features and a classical head; the mapping is fitted on all photos of training."""
+    return {"head": name, "mapping": mapping, "options": options}
+
+
+#: as `--tune` found them
+MEMBERS: dict[str, dict[str, Any]] = {
+    "from scratch": {"scratch": True, **tuned("full", 2e-3)},
+    "full": {"strategy": FULL},
+    "linear_probe": {"strategy": {"name": "linear_probe", "lr": 2e-3}},
+    "top_stages": tuned("top_stages", 1e-3, stages=6),
+    "layer_decay": tuned("layer_decay", 1e-3, decay=0.75),
+    "gradual_unfreezing": tuned("gradual_unfreezing", 1e-3, layer_decay=0.8),
+    "lp_ft": tuned("lp_ft", 3e-4),
+    "wise_ft": tuned("wise_ft", 1e-3),
+    "bitfit": tuned("bitfit", 3e-3),
+    "norm_only": tuned("norm_only", 3e-3),
+    "lora": tuned("lora", 3e-3),
+    "dora": tuned("dora", 3e-3),
+    "ia3": tuned("ia3", 1e-2),
+    "l2_sp": tuned("l2_sp", FULL["encoder_lr"], alpha=0.1),
+    "delta": beside("delta", weight=1.0),
+    "bss": beside("bss", weight=1e-3),
+    "co_tuning": beside("co_tuning", weight=1.0),
+    "ema": beside("ema", decay=0.97),
+    "sam": beside("sam", rho=0.05),
+    "features, logistic": head("logistic", C=0.01),
+    "features, ridge": head("linear", alpha=1000.0),
+    "features, svm": head("svm", C=10.0),
+    "features, knn": head("knn", n_neighbors=1),
+    "features, pca + logistic": head("logistic", "pca", C=0.01),
+    "features, whitening + logistic": head("logistic", "whitening", C=1.0),
+}
+#: what `--tune` tries: where the option is, and its values
+GRID: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "from scratch": ("encoder_lr", (5e-4, 2e-3, 5e-3)),
+    "full": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
+    "linear_probe": ("lr", (5e-4, 2e-3, 5e-3)),
+    "top_stages": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
+    "layer_decay": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
+    "gradual_unfreezing": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
+    "lp_ft": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
+    "wise_ft": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
+    "bitfit": ("encoder_lr", (1e-3, 3e-3, 1e-2)),
+    "norm_only": ("encoder_lr", (1e-3, 3e-3, 1e-2)),
+    "lora": ("encoder_lr", (1e-3, 3e-3, 1e-2)),
+    "dora": ("encoder_lr", (1e-3, 3e-3, 1e-2)),
+    "ia3": ("encoder_lr", (3e-3, 1e-2, 3e-2)),
+    "l2_sp": ("alpha", (0.01, 0.1, 1.0)),
+    "delta": ("weight", (0.1, 1.0, 10.0)),
+    "bss": ("weight", (1e-4, 1e-3, 1e-2)),
+    "co_tuning": ("weight", (0.3, 1.0, 2.3)),
+    "ema": ("decay", (0.9, 0.97, 0.99)),
+    "sam": ("rho", (0.02, 0.05, 0.2)),
+    "features, logistic": ("C", (1e-3, 1e-2, 1e-1)),
+    "features, ridge": ("alpha", (100.0, 1000.0, 10000.0)),
+    "features, svm": ("C", (1.0, 10.0, 100.0)),
+    "features, knn": ("n_neighbors", (1, 3, 5)),
+    "features, pca + logistic": ("C", (1e-3, 1e-2, 1e-1)),
+    "features, whitening + logistic": ("C", (0.1, 1.0, 10.0)),
+}
+
+
+def variants(name: str, spec: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    option, values = GRID[name]
+    found = []
+    for value in values:
+        tried = dict(spec)
+        if "head" in spec:
+            tried["options"] = spec["options"] | {option: value}
+        elif spec.get("methods"):
+            tried["methods"] = [spec["methods"][0] | {option: value}]
+        else:
+            tried["strategy"] = spec["strategy"] | {option: value}
+        found.append((f"{name} {option}={value:g}", tried))
+    return found
