@@ -14,7 +14,7 @@ Parts, each described in its file in benchmarks/transferring/:
 
 Means over seeds with 95 % intervals of Student's t; gains over the baseline of each table are in
 pairs of equal seed.  Results are in benchmarks/results/transfer/; what a run that was broken off
-had done is in runs/transfer and is not done again.  Exit code 1 where a figure misses its limit.
+had done is in runs/transfer and is not done again, and docs/transfer.md shows the figures.  Exit code 1 where a figure misses its limit.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 from measuring import RESULTS, decide, shared_directory, write_results
 from peers import minilm
 from transferring.cells import Cell, Figures, run_cells
+from transferring.page import PAGE, fill
 from transferring.report import Summary, draw, show, summarise
 from transferring.retail import MARK, prepare
 
@@ -44,17 +45,17 @@ def report(part: Any, results: list[tuple[Cell, Figures]], settings: Any, output
     show(summary, part.BASELINES)
     output.mkdir(parents=True, exist_ok=True)
     specs: dict[str, dict[str, Any]] = {}
-    for cell, _ in results:
+    cells = []
+    for cell, figures in results:
         specs.setdefault(cell.setting, {})[cell.member] = cell.spec
+        cells.append({"member": cell.member, "setting": cell.setting, "seed": cell.seed} | figures)
     found = {
         "settings": settings,
         "cpu": sum(figures["cpu"] for _, figures in results),
         "summary": summary,
         "more": part.more(results) if hasattr(part, "more") else {},
         "specs": specs,
-        "cells": [
-            {"member": c.member, "setting": c.setting, "seed": c.seed} | f for c, f in results
-        ],
+        "cells": cells,
     }
     write_results(output / f"{name}.json", found)
     if hasattr(part, "draw"):
@@ -112,6 +113,8 @@ def main(
             summary = report(module, results, settings, output)
             if only is None:
                 failures += [f"{name}: {line}" for line in module.misses(summary, results)]
+    if not tune and output == RESULTS / "transfer":
+        PAGE.write_text(fill(PAGE.read_text(), output))
     print(f"{(time.perf_counter() - started) / 60:.0f} minutes, results in {output}")
     decide(failures)
 
