@@ -13,9 +13,9 @@ Parts, each described in its file in benchmarks/transferring/:
 - tasks: product and category, alone and together
 
 Means over seeds with 95 % intervals of Student's t; gains over the baseline of each table are in
-pairs of equal seed.  Results are in benchmarks/results/transfer/ and in docs/transfer.md; what a run
-that was broken off had done is in runs/transfer and is not done again.  Exit code 1 where a figure
-misses its limit.
+pairs of equal seed.  Results are in benchmarks/results/transfer/ and in docs/transfer.md; what a
+run that was broken off had done is in runs/transfer and is not done again.  Exit code 1 where a
+figure misses its limit.
 """
 
 from __future__ import annotations

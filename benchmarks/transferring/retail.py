@@ -7,7 +7,7 @@ noise, a little different for every photo, drawn by split and row number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,10 +135,11 @@ def encode_photos(shared: Path, work: Path) -> None:
                 np.save(work / f"{split}.{kind}_features{'_adabn' if adapted else ''}.npy", found)
 
 
-def batches(model: TransferModel, photos: np.ndarray, size: int = 64) -> list[Batch]:
+def batches(model: TransferModel, photos: np.ndarray, size: int = 64) -> Iterator[Batch]:
     collate = Collate(model.encoders, {})
     numbers = np.array_split(np.arange(len(photos)), max(1, len(photos) // size))
-    return [collate([(int(i), {"image": photos[i]}) for i in chunk]) for chunk in numbers]
+    for chunk in numbers:
+        yield collate([(int(i), {"image": photos[i]}) for i in chunk])
 
 
 @torch.inference_mode()
