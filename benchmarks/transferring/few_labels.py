@@ -158,7 +158,7 @@ def classical(cell: Cell, work: Path, numbers: np.ndarray, judged: np.ndarray) -
     mapped = spec["mapping"] != "none"
     found = FeatureBased(
         mapping=spec["mapping"],
-        components=min(128, len(numbers) - 1) if mapped else None,
+        components=spec["components"] if mapped else None,
         fitted_on="source" if mapped else "target",
         head=spec["head"],
         head_options=spec["options"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+COMPONENTS = 128  # that a mapping keeps, of 1280 features
 FULL = {"name": "full", "encoder_lr": 1e-3}
 
 
@@ -22,7 +23,7 @@ def beside(method: str, **options: Any) -> dict[str, Any]:
 
 def head(name: str, mapping: str = "none", **options: Any) -> dict[str, Any]:
     """Frozen features and a classical head; the mapping is fitted on all photos of training."""
-    return {"head": name, "mapping": mapping, "options": options}
+    return {"head": name, "mapping": mapping, "components": COMPONENTS, "options": options}
 
 
 #: as `--tune` found them

@@ -16,8 +16,8 @@ from transferring.report import shown
 
 PAGE = Path(__file__).parents[2] / "docs" / "transfer.md"
 UNKNOWN = "not measured yet"
-FIGURE = re.compile(r"(<!--([^/\n]+)/([^/\n]+)/([^/\n]+)/([^/\n]+)-->)[^\n]*?(<!---->)")
-TABLE = re.compile(r"(<!--table ([^/\n]+)/([^/\n]+)-->\n).*?(<!--end-->)", re.S)
+FIGURE = re.compile(r"(<!--([^/>\n]+)/([^/>\n]+)/([^/>\n]+)/([^/>\n]+)-->)[^\n]*?(<!---->)")
+TABLE = re.compile(r"(<!--table ([^/>\n]+)/([^/>\n]+)-->\n).*?(<!--end-->)", re.S)
 
 
 def fill(page: str, results: Path) -> str:

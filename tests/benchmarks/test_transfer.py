@@ -98,8 +98,7 @@ def test_other_columns_stay_frozen_vectors(benchmark, work, small):
 
 @pytest.mark.parametrize("member", ["features, svm", "features, pca + logistic"])
 def test_classical_heads_know_vectors_that_tell_all(benchmark, work, member):
-    options = {"mapping": "pca"} if "pca" in member else {}
-    found = benchmark.few_labels.run(cell_of(benchmark.few_labels, member, **options), work)
+    found = benchmark.few_labels.run(cell_of(benchmark.few_labels, member, components=3), work)
     assert found["accuracy"] == 1.0
 
 
