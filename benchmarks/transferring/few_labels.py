@@ -1,6 +1,6 @@
 """Few labels: 4 and 16 photos of each of 81 products, by every strategy and penalty.
 
-Photos alone, and photos with label text and speech, whose encoders stay frozen.  Photos are 96
+Photos alone, and photos with label text and speech, whose encoders stay frozen.  Photos are 64
 pixels wide and not augmented, so that what lies below frozen stages is computed once.  The rows
 that are labelled, the new layers and the order change with the seed.  Every member has the same
 number of epochs, on top of which those that begin with a probe have probe epochs, which cost
@@ -54,10 +54,10 @@ SOME = (
 )
 #: by table: labelled photos per product, epochs, columns, members
 SETTINGS: dict[str, tuple[int, int, dict[str, str], tuple[str, ...]]] = {
-    "image, 4 labels": (4, 12, PHOTO, tuple(MEMBERS)),
-    "image, 16 labels": (16, 6, PHOTO, ("from scratch", *SOME)),
-    "image + text + audio, 4 labels": (4, 12, ALL, SOME),
-    "image + text + audio, 16 labels": (16, 6, ALL, ("full", "linear_probe", "lp_ft")),
+    "image, 4 labels": (4, 6, PHOTO, tuple(MEMBERS)),
+    "image, 16 labels": (16, 3, PHOTO, ("from scratch", *SOME)),
+    "image + text + audio, 4 labels": (4, 6, ALL, SOME),
+    "image + text + audio, 16 labels": (16, 3, ALL, ("full", "linear_probe", "lp_ft")),
 }
 PROBE_EPOCHS, LAST_OF = 40, 3  # of linear_probe; of gradual_unfreezing's epochs in the last phase
 

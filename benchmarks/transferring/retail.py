@@ -28,9 +28,9 @@ from mmtransfer.tasks.classification import Classification
 
 SPLITS = ("train", "validation", "test")
 TARGETS = ("product", "category")
-SIZE, SHORT = 96, 110  # pixels; the proportion of MobileNetV2's own resize and crop, 256 to 224
+SIZE, SHORT = 64, 73  # pixels; the proportion of MobileNetV2's own resize and crop, 256 to 224
 #: of the corruption: radius in pixels, share of each colour that is left, exponent, and deviation
-BLUR, CAST, GAMMA, NOISE = 1.0, (1.0, 0.8, 0.55), 1.4, 14.0
+BLUR, CAST, GAMMA, NOISE = 0.7, (1.0, 0.8, 0.55), 1.4, 14.0
 #: what the prepared arrays depend on
 MARK = [SIZE, SHORT, BLUR, CAST, GAMMA, NOISE]
 DONE = "done"

@@ -38,7 +38,7 @@ def benchmark():
 def work(benchmark, tmp_path_factory):
     """Arrays as `prepare` writes them, of three products that every column tells apart."""
     folder = tmp_path_factory.mktemp("work")
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), benchmark.retail.SIZE
     for split, count in (("train", 36), ("validation", 9), ("test", 12)):
         labels = np.arange(count) % CLASSES
         arrays = {
@@ -48,7 +48,7 @@ def work(benchmark, tmp_path_factory):
         }
         for name in ("photo", "shifted"):
             shades = 40 + 80 * labels[:, None, None, None] + (20 if name == "shifted" else 0)
-            arrays[name] = (shades + rng.integers(0, 30, (count, 96, 96, 3))).astype(np.uint8)
+            arrays[name] = (shades + rng.integers(0, 30, (count, size, size, 3))).astype(np.uint8)
         for name in ("photo_features", "shifted_features", "text", "audio"):
             vectors = rng.normal(3 * np.eye(CLASSES, 5)[labels], 0.3)
             arrays[name] = vectors.astype(np.float32)
@@ -65,7 +65,9 @@ def small(benchmark, monkeypatch):
     """A tiny network in place of MobileNetV2."""
 
     def encoder():
-        found = build_encoder("small-cnn?size=96&channels=3&widths=[4,8]&pool=mean")
+        found = build_encoder(
+            f"small-cnn?size={benchmark.retail.SIZE}&channels=3&widths=[4,8]&pool=mean"
+        )
         found.pretrained = True
         return found
 
@@ -170,7 +172,7 @@ def test_every_member_can_be_built_and_each_is_tuned_by_as_many_values(benchmark
 
 
 def test_a_corrupted_photo_is_always_the_same_and_darker(benchmark):
-    photo = np.full((96, 96, 3), 180, np.uint8)
+    photo = np.full((64, 64, 3), 180, np.uint8)
     made = [benchmark.retail.corrupted(photo, np.random.default_rng(3)) for _ in range(2)]
     assert np.array_equal(*made)
     red, green, blue = made[0].reshape(-1, 3).mean(0)
@@ -181,8 +183,9 @@ def test_photos_are_cropped_as_the_processor_does(benchmark):
     rng = np.random.default_rng(0)
     photo = np.kron(rng.integers(0, 255, (24, 32, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     found = benchmark.retail.crop(photo)
-    assert found.shape == (96, 96, 3)
-    whole = benchmark.retail.Photos(96)([found])["pixel_values"]
+    size = benchmark.retail.SIZE
+    assert found.shape == (size, size, 3)
+    whole = benchmark.retail.Photos(size)([found])["pixel_values"]
     assert np.allclose(whole[0].permute(1, 2, 0).numpy(), found / 127.5 - 1, atol=1e-6)
 
 
