@@ -50,7 +50,7 @@ def work(benchmark, tmp_path_factory):
             shades = 40 + 80 * labels[:, None, None, None] + (20 if name == "shifted" else 0)
             arrays[name] = (shades + rng.integers(0, 30, (count, size, size, 3))).astype(np.uint8)
         for name in ("photo_features", "shifted_features", "text", "audio"):
-            vectors = rng.normal(3 * np.eye(CLASSES, 5)[labels], 0.3)
+            vectors = rng.normal(3 * np.eye(CLASSES)[labels], 0.3)
             arrays[name] = vectors.astype(np.float32)
             arrays[f"{name}_adabn"] = arrays[name]
         arrays["text"][0] = np.nan
