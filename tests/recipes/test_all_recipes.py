@@ -61,7 +61,7 @@ def test_the_first_lines_tell_how_to_launch(name):
     assert f"recipes/{name}.py --root DIR" in head or f"recipes/{name}.py --data " in head
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if there(name)])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_explained(name, monkeypatch):
     story = load(name, monkeypatch)
     told = inspect.getdoc(story.main)
