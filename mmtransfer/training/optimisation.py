@@ -233,11 +233,9 @@ class Optimisation:
             for name, task in tasks.items()
         ]
         others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
+        blank = [0.0] * len(self.plain.fusion.modalities) if demanded else []
         weighed += [
-            [
-                _weigh((batch.index >= 0).float(), w.present)
-                for batch, w in zip(side, window, strict=True)
-            ]
+            [[float((batch.index >= 0).sum()), *blank] for batch in side]
             for side in (window, others)
             if side
         ]
