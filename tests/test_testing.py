@@ -486,7 +486,9 @@ class ForgetsClasses(Classification):
 
 
 class UnknownScore(Classification):
-    score = "auroc"
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.score = "kappa"
 
 
 class PredictsTooFew(Classification):
@@ -501,7 +503,7 @@ class PredictsTooFew(Classification):
         (UnlabelledCosts, "an unlabelled row must have loss 0"),
         (NoneIsAClass, "None must be encoded as unlabelled"),
         (ForgetsClasses, "the reloaded task encodes otherwise"),
-        (UnknownScore, "score 'auroc' is none of the metrics"),
+        (UnknownScore, "score 'kappa' is none of the metrics"),
         (PredictsTooFew, "one dictionary per row"),
     ],
 )
