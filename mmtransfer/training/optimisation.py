@@ -264,7 +264,8 @@ class Optimisation:
         if not is_sharded(self.plain):
             return []
         names = [name for name, encoder in self.plain.encoders.items() if is_trainable(encoder)]
-        parts = [[batch.inputs.get(name) for batch in window] for name in names]
+        others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
+        parts = [[batch.inputs.get(name) for batch in (*window, *others)] for name in names]
         counts = [
             sum(len(p.rows) for p in ps if isinstance(p, Inputs | Activations)) for ps in parts
         ]
