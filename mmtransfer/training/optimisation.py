@@ -115,23 +115,17 @@ class Optimisation:
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
         counts, shares = self._labelled_rows(window)
-        total = torch.zeros((), device=self.accelerator.device)
+        for batch in window:
+            batch.shares = shares
         with sparse_gradients(self.tables if len(window) > 1 else (), len(window)):
-            for k, batch in enumerate(window):
-                batch.shares = shares
-                total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
-        self._drop_absent(window)
+            total = self._gradients(window, counts)
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
-        self._average_companions()
 
         def again() -> None:
             self.optimizer.zero_grad(set_to_none=True)
             for parameter in self.companions:
                 parameter.grad = None
-            for k, batch in enumerate(window):
-                self._backward(batch, counts, len(window), last=k == len(window) - 1)
-            self._drop_absent(window)
-            self._average_companions()
+            self._gradients(window, counts)
 
         for method in self.strategy.methods:
             method.on_gradients(self.plain, again)
@@ -145,6 +139,16 @@ class Optimisation:
         for method in self.strategy.methods:
             method.on_weights(self.plain, number)
         return Step(total, wrong, rate, [batch.index for batch in window])
+
+    def _gradients(self, window: list[Batch], counts: Mapping[str, Tensor]) -> Tensor:
+        """Gradients of all micro-batches; -> this process's share of the loss of the step."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for k, batch in enumerate(window):
+            total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
+        for name in self._absent_everywhere(window):
+            self.plain.encoders[name].zero_grad(set_to_none=True)
+        self._average_companions()
+        return total
 
     def _backward(
         self, batch: Batch, counts: Mapping[str, Tensor], parts: int, last: bool
@@ -251,10 +255,6 @@ class Optimisation:
                 batch.real = real[k]
         shares = {n: c[1:] / parts for n, c in zip(tasks, counted, strict=True)} if demanded else {}
         return {n: c[0] for n, c in zip(tasks, counted, strict=True)}, shares
-
-    def _drop_absent(self, window: list[Batch]) -> None:
-        for name in self._absent_everywhere(window):
-            self.plain.encoders[name].zero_grad(set_to_none=True)
 
     def _absent_everywhere(self, window: list[Batch]) -> list[str]:
         """With FSDP, the modalities that no process has in this step: stand-ins gave them zeros.
