@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmtransfer import TrainingOptions
+from mmtransfer import TrainingOptions, build_strategy
+from mmtransfer.training.recipe import shortened
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "retail_product")
@@ -77,3 +78,10 @@ def test_a_recipe_runs_as_a_command(tmp_path):
     assert "from scratch" in done.stdout
     assert (tmp_path / "out" / "chart.png").is_file()
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def test_a_shortened_strategy_keeps_its_adapters():
+    whole = build_strategy("lora", methods=["ema"], merge=False)
+    short = shortened(whole)
+    assert [phase.epochs for phase in short.phases] == [1]
+    assert short.config() | {"phases": None} == whole.config() | {"phases": None}
