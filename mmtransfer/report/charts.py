@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WIDTH, HEIGHT = 440, 290
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 10, 44
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 24, 44
 COLOURS = 8  # that the style sheet has; further series begin again, dashed
 LARGEST_MATRIX = 40
 
@@ -20,12 +20,14 @@ class Table:
     """Cells by row; the first of each row names it.
 
     best: per row the column whose value is set off, None for none
+    open: shown even if long
     """
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     sortable: bool = True
+    open: bool = False
     best: Sequence[int | None] = ()
 
 
@@ -72,7 +74,7 @@ class Axes:
             shapes.append(text(x, self.height - BOTTOM + 16, short(value), "middle"))
         middle = (LEFT + WIDTH - RIGHT) / 2
         shapes.append(text(middle, self.height - 8, x_label, "middle"))
-        shapes.append({**text(LEFT, TOP, y_label, "start"), "turned": True})
+        shapes.append(text(2, TOP - 12, y_label, "start"))
         return shapes
 
 

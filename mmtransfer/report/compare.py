@@ -9,6 +9,7 @@ from mmtransfer.report.charts import Chart, Table, bars, lines
 from mmtransfer.report.collect import Run
 from mmtransfer.report.sections import (
     COUNTED,
+    SHARES,
     Section,
     cost,
     curves_of,
@@ -58,7 +59,14 @@ def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
             ends = (bounds["low"], bounds["high"]) if bounds else None
             if metric in found:
                 shown.append((name, found[metric], ends))
-        parts.append(bars(f"{task} by run", shown, metric.replace("_", " ")))
+        parts.append(
+            bars(
+                f"{task} by run",
+                shown,
+                metric.replace("_", " "),
+                upper=1.0 if metric in SHARES else None,
+            )
+        )
     note = ""
     if len(counts) > 1:
         told = ", ".join(str(found.get("rows", "?")) for found in scores)
@@ -80,7 +88,11 @@ def settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
     return Section(
         "settings",
         "Settings that differ",
-        [Table(f"{len(rows)} of {len(keys)} settings differ", ["setting", *names], rows)],
+        [
+            Table(
+                f"{len(rows)} of {len(keys)} settings differ", ["setting", *names], rows, open=True
+            )
+        ],
     )
 
 

@@ -133,15 +133,12 @@ def sorted_by(cell: Any) -> Any:
 
 
 def shown(cell: Any) -> str:
-    """A cell in words: four digits behind the point, thousands apart, a dash for nothing."""
+    """A cell in words: four digits behind the point of small numbers, a dash for nothing."""
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return "–"
     if isinstance(cell, bool) or not is_number(cell):
         return str(cell)
-    if isinstance(cell, int):
-        return f"{cell:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    return (
-        f"{cell:.4f}"
-        if abs(cell) < 1000
-        else f"{cell:,.1f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    )
+    if isinstance(cell, float) and abs(cell) < 10:
+        return f"{cell:.4f}"
+    digits = 0 if isinstance(cell, int) else 1
+    return f"{cell:,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")

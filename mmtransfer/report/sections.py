@@ -13,6 +13,7 @@ from mmtransfer.report.mistakes import Mistake
 
 #: metrics of at most 1, in the order in which a reader asks for them
 MAIN = ("accuracy", "auroc", "f1_macro", "r2")
+SHARES = ("accuracy", "auroc", "f1_macro")
 COUNTED = ("rows", "loss")
 MAPS = {"pca": "PCA", "tsne": "t-SNE"}
 SCORES = {"max_softmax": "maximum softmax", "energy": "energy", "mahalanobis": "Mahalanobis"}
@@ -262,7 +263,7 @@ def headline(run: Run) -> Iterable[tuple[str, str, str]]:
         metric = main_metric(metrics)
         if metric is None:
             continue
-        share = metric in MAIN and metric != "r2"
+        share = metric in SHARES
         value = f"{100 * metrics[metric]:.1f} %" if share else f"{metrics[metric]:.3f}"
         bounds = run.intervals(name).get(metric)
         if bounds and share:
