@@ -14,27 +14,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmtransfer import Encoder, Phase, Strategy, TrainingOptions, build_encoder
+from mmtransfer import Encoder, Phase, Strategy, TrainingOptions
 from mmtransfer.cli import command
-from mmtransfer.data.rows import Rows
-from mmtransfer.data.stand_ins import new_products
-from mmtransfer.data.torchvision_sets import torchvision_splits
 from mmtransfer.encoders.extended import ExtendedEncoder
-from mmtransfer.training.recipe import Start, compare, learned_from_photos
+from mmtransfer.training.recipe import Start, compare, photos_to_learn
 from mmtransfer.training.run import check_output
 from mmtransfer.training.setup import end_processes
 
 SMALL = "small-cnn?size=32&widths=[16,32,64]"
 WHOLE = "torchvision:resnet18:IMAGENET1K_V1?size=128"
-
-
-def load(
-    root: Path | None, labels: int, training: TrainingOptions, quick: bool
-) -> tuple[dict[str, Rows], Encoder]:
-    """The target, and a network with what it learned of the source."""
-    if root is not None:
-        return torchvision_splits("CIFAR10", root, "label", labels), build_encoder(WHOLE)
-    return new_products(labels, quick), learned_from_photos(SMALL, training, quick=quick)
 
 
 def extended(source: Encoder, added: int) -> Encoder:
@@ -70,7 +58,7 @@ def main(
     """
     begin = {"arguments": dict(locals()), "overwrite": overwrite}
     check_output(output, overwrite)
-    target, source = load(root, labels, training, quick)
+    target, source = photos_to_learn("CIFAR10", root, labels, WHOLE, SMALL, training, quick)
     task = {"label": "classification"}
     as_it_is = Start({"image": source}, task, target["train"])
     deeper = Start({"image": extended(source, added)}, task, target["train"])

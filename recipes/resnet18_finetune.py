@@ -13,26 +13,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmtransfer import Encoder, Phase, Strategy, TrainingOptions, build_encoder, build_strategy
+from mmtransfer import Phase, Strategy, TrainingOptions, build_strategy
 from mmtransfer.cli import command
-from mmtransfer.data.rows import Rows
-from mmtransfer.data.stand_ins import new_products
-from mmtransfer.data.torchvision_sets import torchvision_splits
-from mmtransfer.training.recipe import Start, compare, learned_from_photos
+from mmtransfer.training.recipe import Start, compare, photos_to_learn
 from mmtransfer.training.run import check_output
 from mmtransfer.training.setup import end_processes
 
 THIN = "torchvision:resnet18?size=32&thin=4&pool=mean"
 WHOLE = "torchvision:resnet18:IMAGENET1K_V1?pool=mean"
-
-
-def load(
-    root: Path | None, labels: int, training: TrainingOptions, quick: bool
-) -> tuple[dict[str, Rows], Encoder]:
-    """The target, and ResNet-18 with what it learned of the source."""
-    if root is not None:
-        return torchvision_splits("OxfordIIITPet", root, "label", labels), build_encoder(WHOLE)
-    return new_products(labels, quick), learned_from_photos(THIN, training, quick=quick)
 
 
 def main(
@@ -59,7 +47,7 @@ def main(
     """
     begin = {"arguments": dict(locals()), "overwrite": overwrite}
     check_output(output, overwrite)
-    target, encoder = load(root, labels, training, quick)
+    target, encoder = photos_to_learn("OxfordIIITPet", root, labels, WHOLE, THIN, training, quick)
     start = Start({"image": encoder}, {"label": "classification"}, target["train"])
     rates = {"lr": 2e-3, "encoder_lr": 1e-3}
     head, full = build_strategy("linear_probe", epochs=epochs, lr=2e-3), Phase(epochs, **rates)

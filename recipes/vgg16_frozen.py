@@ -14,26 +14,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmtransfer import Encoder, TrainingOptions, build_encoder, build_strategy
+from mmtransfer import TrainingOptions, build_strategy
 from mmtransfer.cli import command
-from mmtransfer.data.rows import Rows
-from mmtransfer.data.stand_ins import new_products
-from mmtransfer.data.torchvision_sets import torchvision_splits
-from mmtransfer.training.recipe import Start, compare, learned_from_photos
+from mmtransfer.training.recipe import Start, compare, photos_to_learn
 from mmtransfer.training.run import check_output
 from mmtransfer.training.setup import end_processes
 
 THIN = "torchvision:vgg16?size=32&thin=8&pool=flatten"
 WHOLE = "torchvision:vgg16:IMAGENET1K_V1?size=128&pool=flatten"
-
-
-def load(
-    root: Path | None, labels: int, training: TrainingOptions, quick: bool
-) -> tuple[dict[str, Rows], Encoder]:
-    """The target, and VGG16 with what it learned of the source."""
-    if root is not None:
-        return torchvision_splits("CIFAR10", root, "label", labels), build_encoder(WHOLE)
-    return new_products(labels, quick), learned_from_photos(THIN, training, quick=quick)
 
 
 def main(
@@ -60,7 +48,7 @@ def main(
     """
     begin = {"arguments": dict(locals()), "overwrite": overwrite}
     check_output(output, overwrite)
-    target, encoder = load(root, labels, training, quick)
+    target, encoder = photos_to_learn("CIFAR10", root, labels, WHOLE, THIN, training, quick)
     head = {"fusion": "concat", "width": 128, "dropout": 0.2}  # two dense layers
     start = Start({"image": encoder}, {"label": "classification"}, target["train"], head)
     frozen = build_strategy("linear_probe", epochs=epochs, lr=2e-3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
 
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features, Fused
@@ -486,7 +487,8 @@ class ForgetsClasses(Classification):
 
 
 class UnknownScore(Classification):
-    score = "auroc"
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"f1_macro": super().metrics()["f1_macro"]})
 
 
 class PredictsTooFew(Classification):
@@ -501,7 +503,7 @@ class PredictsTooFew(Classification):
         (UnlabelledCosts, "an unlabelled row must have loss 0"),
         (NoneIsAClass, "None must be encoded as unlabelled"),
         (ForgetsClasses, "the reloaded task encodes otherwise"),
-        (UnknownScore, "score 'auroc' is none of the metrics"),
+        (UnknownScore, "score 'accuracy' is none of the metrics"),
         (PredictsTooFew, "one dictionary per row"),
     ],
 )

@@ -21,7 +21,7 @@ NOW, LATER = "kipa", "xoto"  # what they say
 
 
 def scans(rows: Mapping[str, int], organ: str = "lung", share: float = 0.34) -> Splits:
-    """Drawn tissue with a bright or dark disc, or a ring, or nothing; a ring is a lesion.
+    """Drawn tissue with a bright disc, or a ring, or nothing; a ring is a lesion.
 
     share: of the scans that show a ring
     -> splits of `image` (PIXELS x PIXELS uint8), `finding`, `fibre` (direction of the tissue) and

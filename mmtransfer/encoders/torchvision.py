@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -82,7 +83,8 @@ class TorchvisionEncoder(Encoder):
         self.layer, self.pool, self.thin = layer, pool, thin
         preset = prepare(name, member, size)
         self.preset, self.collate = preset, TransformCollate(preset)
-        with torch.device("meta" if thin > 1 else "cpu"):  # nothing of a thinned model is kept
+        # Nothing of a model that is thinned is kept.
+        with torch.device("meta") if thin > 1 else contextlib.nullcontext():
             model = architecture(name, preset.crop_size[0])
         self._take(model if thin == 1 else thinned(model, thin))
 

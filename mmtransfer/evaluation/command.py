@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmtransfer.data.rows import Rows, columns_of, load_rows, with_label_names
+from mmtransfer.data.rows import Rows, columns_of, load_rows
 from mmtransfer.evaluation.evaluate import RESULTS, Options, evaluate
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
@@ -56,8 +56,8 @@ def evaluate_saved(
         raise ValueError(f"temperatures cannot be fitted on {split!r}, which is judged")
     results = evaluate(
         loaded,
-        named(splits[split], loaded),
-        calibrate_on=None if held is None else named(held, loaded),
+        splits[split],
+        calibrate_on=held,
         outliers=inputs_of(strange[split], loaded) if outliers else None,
         run=read_metrics(Path(model)),
         output=output,
@@ -66,12 +66,6 @@ def evaluate_saved(
     if save_temperature:
         Temperature(results["temperature"]).save(Path(model))
     return results
-
-
-def named(rows: Rows, model: TransferModel) -> Rows:
-    for task in model.tasks:
-        rows = with_label_names(rows, task)
-    return rows
 
 
 def inputs_of(rows: Rows, model: TransferModel) -> list[dict[str, Any]]:

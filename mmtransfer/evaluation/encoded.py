@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mmtransfer.data.collate import Collate, read_errors
 from mmtransfer.data.examples import Examples
-from mmtransfer.data.rows import NumberedRows, Rows, check_rows, columns_of
+from mmtransfer.data.rows import NumberedRows, Rows, check_rows, columns_of, with_label_names
 from mmtransfer.data.samplers import GivenBatches
 from mmtransfer.evaluation.robustness import by_subset, without
 from mmtransfer.features import Features
@@ -41,10 +41,14 @@ def encode_rows(
     """All N rows as the fusion sees them, and the rows by column whose value is unreadable.
 
     Only a fusion that uses tokens is given them; else one pooled vector per row and modality is
-    kept, which is N * D numbers.  A task whose column the rows lack has no labels.
+    kept, which is N * D numbers.  A task whose column the rows lack has no labels.  Columns of
+    numbers that datasets knows the names of (ClassLabel) count as these names.
     Raises `ValueError` for columns, values or labels that the model cannot read.
     """
     tasks = {n: t for n, t in model.tasks.items() if n in columns_of(rows)}
+    for name, task in tasks.items():
+        if all(isinstance(label, str) for label in getattr(task, "classes", None) or ()):
+            rows = with_label_names(rows, name)
     check_rows(rows, model.encoders, tasks, split)
     loader: DataLoader[Any] = DataLoader(
         NumberedRows(rows, [*model.encoders, *tasks]),  # type: ignore[arg-type]

@@ -108,8 +108,11 @@ class Method(Configurable):
 
 
 def build_method(spec: str | Mapping[str, Any] | Method) -> Method:
-    """A method by name, as `{"name": ..., option: value}`, or as it is."""
+    """A method by name, as `{"name": ..., option: value}`, as its `config()`, or as it is."""
     if isinstance(spec, Method):
         return spec
+    if isinstance(spec, Mapping) and "class" in spec:
+        known: Method = Method.from_config(dict(spec))
+        return known
     method: Method = methods.build(spec)
     return method

@@ -59,9 +59,9 @@ class TrainingData:
     ) -> None:
         self.model, self.splits, self.strategy = model, dict(splits), strategy
         #: tasks of the source, which the target's rows know nothing of
-        there = columns_of(splits["source"]) if "source" in splits else []
-        self.elsewhere = {n for n in model.tasks if n in there} - set(columns_of(splits["train"]))
-        for split, rows in sorted(splits.items()):  # the source comes before what may lack a task
+        there = self.tasks_of("source", splits["source"]) if "source" in splits else {}
+        self.elsewhere = set(there) - set(columns_of(splits["train"]))
+        for split, rows in splits.items():
             training = split == "train"
             check_rows(rows, model.encoders, self.tasks_of(split, rows), split, training)
             if is_stream(rows) and split in ("unlabelled", "source"):
@@ -158,12 +158,11 @@ class TrainingData:
         if "unlabelled" not in self.strategy.needs:
             yield from windows
             return
-        rows, options, state = self.splits["unlabelled"], self.options, self.accelerator
-        parts = (accumulation, state.process_index, state.num_processes)
-        size = min(options.batch_size, len(rows))
-        batches = EndlessBatches(len(rows), max(size, parts[0] * parts[2]), options.seed, *parts)
-        batches.start = step
-        loader = self._loader("unlabelled", rows, batches)
+        name = f"unlabelled in {accumulation} parts"
+        if name not in self.loaders:
+            self.loaders[name] = self._unlabelled_loader(accumulation)
+        loader = self.loaders[name]
+        loader.batch_sampler.start = step
         others = read_windows(loader, accumulation, self.progress.line)
         with closing(others):  # type: ignore[type-var]
             for window in windows:
@@ -171,6 +170,13 @@ class TrainingData:
                     batch.unlabelled = other
                     self._note_unreadable("unlabelled", other.unreadable)
                 yield window
+
+    def _unlabelled_loader(self, accumulation: int) -> Any:
+        rows, options, state = self.splits["unlabelled"], self.options, self.accelerator
+        parts = (accumulation, state.process_index, state.num_processes)
+        size = max(min(options.batch_size, len(rows)), accumulation * state.num_processes)
+        batches = EndlessBatches(len(rows), size, options.seed, *parts)
+        return self._loader("unlabelled", rows, batches)
 
     def evaluation_loader(self, split: str, rows: Rows) -> Any:
         """A loader of all rows in order; for a split of the run it is made once per phase."""

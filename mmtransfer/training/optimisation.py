@@ -115,23 +115,17 @@ class Optimisation:
     def step(self, window: list[Batch], number: int) -> Step:
         """The `number`-th step of the run, over the micro-batches of a window."""
         counts, shares = self._labelled_rows(window)
-        total = torch.zeros((), device=self.accelerator.device)
+        for batch in window:
+            batch.shares = shares
         with sparse_gradients(self.tables if len(window) > 1 else (), len(window)):
-            for k, batch in enumerate(window):
-                batch.shares = shares
-                total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
-        self._drop_absent(window)
+            total = self._gradients(window, counts)
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
-        self._average_companions()
 
         def again() -> None:
             self.optimizer.zero_grad(set_to_none=True)
             for parameter in self.companions:
                 parameter.grad = None
-            for k, batch in enumerate(window):
-                self._backward(batch, counts, len(window), last=k == len(window) - 1)
-            self._drop_absent(window)
-            self._average_companions()
+            self._gradients(window, counts)
 
         for method in self.strategy.methods:
             method.on_gradients(self.plain, again)
@@ -145,6 +139,16 @@ class Optimisation:
         for method in self.strategy.methods:
             method.on_weights(self.plain, number)
         return Step(total, wrong, rate, [batch.index for batch in window])
+
+    def _gradients(self, window: list[Batch], counts: Mapping[str, Tensor]) -> Tensor:
+        """Gradients of all micro-batches; -> this process's share of the loss of the step."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for k, batch in enumerate(window):
+            total += self._backward(batch, counts, len(window), last=k == len(window) - 1)
+        for name in self._absent_everywhere(window):
+            self.plain.encoders[name].zero_grad(set_to_none=True)
+        self._average_companions()
+        return total
 
     def _backward(
         self, batch: Batch, counts: Mapping[str, Tensor], parts: int, last: bool
@@ -233,11 +237,9 @@ class Optimisation:
             for name, task in tasks.items()
         ]
         others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
+        blank = [0.0] * len(self.plain.fusion.modalities) if demanded else []
         weighed += [
-            [
-                _weigh((batch.index >= 0).float(), w.present)
-                for batch, w in zip(side, window, strict=True)
-            ]
+            [[float((batch.index >= 0).sum()), *blank] for batch in side]
             for side in (window, others)
             if side
         ]
@@ -254,10 +256,6 @@ class Optimisation:
         shares = {n: c[1:] / parts for n, c in zip(tasks, counted, strict=True)} if demanded else {}
         return {n: c[0] for n, c in zip(tasks, counted, strict=True)}, shares
 
-    def _drop_absent(self, window: list[Batch]) -> None:
-        for name in self._absent_everywhere(window):
-            self.plain.encoders[name].zero_grad(set_to_none=True)
-
     def _absent_everywhere(self, window: list[Batch]) -> list[str]:
         """With FSDP, the modalities that no process has in this step: stand-ins gave them zeros.
 
@@ -266,7 +264,8 @@ class Optimisation:
         if not is_sharded(self.plain):
             return []
         names = [name for name, encoder in self.plain.encoders.items() if is_trainable(encoder)]
-        parts = [[batch.inputs.get(name) for batch in window] for name in names]
+        others = [batch.unlabelled for batch in window if batch.unlabelled is not None]
+        parts = [[batch.inputs.get(name) for batch in (*window, *others)] for name in names]
         counts = [
             sum(len(p.rows) for p in ps if isinstance(p, Inputs | Activations)) for ps in parts
         ]

@@ -14,8 +14,9 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from mmtransfer.data.rows import Rows, load_rows, with_label_names
-from mmtransfer.data.stand_ins import counts, photos
-from mmtransfer.encoders.base import Encoder
+from mmtransfer.data.stand_ins import counts, new_products, photos
+from mmtransfer.data.torchvision_sets import torchvision_splits
+from mmtransfer.encoders.base import Encoder, build_encoder
 from mmtransfer.evaluation.charts import Scores, chart_scores, print_scores
 from mmtransfer.model import TransferModel
 from mmtransfer.training.options import TrainingOptions
@@ -139,6 +140,25 @@ def learned_from_photos(
     return pretrain(model, source, Strategy([phase]), training, "products", quick).encoders["image"]
 
 
+def photos_to_learn(
+    name: str,
+    root: Path | None,
+    labels: int,
+    pretrained: str,
+    small: str,
+    training: TrainingOptions,
+    quick: bool = False,
+) -> tuple[dict[str, Rows], Encoder]:
+    """A set of torchvision and a pretrained encoder; without a root, both in small (`quick`: less).
+
+    labels: labelled training rows per class, 0 for all
+    small: specification of what learns from drawn products before it is given the others
+    """
+    if root is not None:
+        return torchvision_splits(name, root, "label", labels), build_encoder(pretrained)
+    return new_products(labels, quick), learned_from_photos(small, training, quick=quick)
+
+
 def compare(
     contenders: Contenders,
     data: Mapping[str, Rows],
@@ -180,7 +200,7 @@ def compare(
 
 def shortened(strategy: Strategy) -> Strategy:
     """The same with one epoch of each phase."""
-    return Strategy([replace(phase, epochs=1) for phase in strategy.phases], strategy.methods)
+    return replace(strategy, phases=[replace(phase, epochs=1) for phase in strategy.phases])
 
 
 def _told(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -129,8 +129,8 @@ def lora(
 ) -> Strategy:
     """Low-rank matrices beside frozen weights are trained (LoRA, Hu et al., ICLR 2022)."""
     options = {"rank": rank, "alpha": alpha, "dropout": dropout, "target_modules": target_modules}
-    phase = Phase(epochs, lr, encoder_lr, weight_decay=weight_decay)
-    return Strategy([phase], adapters={"all": {"name": "lora", **options}}, merge=merge)  # type: ignore[dict-item]
+    plain = full(epochs, lr, encoder_lr, weight_decay=weight_decay)
+    return _adapted(plain, merge, name="lora", **options)
 
 
 @register_strategy("dora")
@@ -147,8 +147,8 @@ def dora(
 ) -> Strategy:
     """LoRA that trains the length of each weight by itself (DoRA, Liu et al., ICML 2024)."""
     options = {"rank": rank, "alpha": alpha, "dropout": dropout, "target_modules": target_modules}
-    phase = Phase(epochs, lr, encoder_lr, weight_decay=weight_decay)
-    return Strategy([phase], adapters={"all": {"name": "dora", **options}}, merge=merge)  # type: ignore[dict-item]
+    plain = full(epochs, lr, encoder_lr, weight_decay=weight_decay)
+    return _adapted(plain, merge, name="dora", **options)
 
 
 @register_strategy("ia3")
@@ -161,6 +161,11 @@ def ia3(
     merge: bool = True,
 ) -> Strategy:
     """A factor for each output of frozen layers is trained (IA3, Liu et al., NeurIPS 2022)."""
-    phase = Phase(epochs, lr, encoder_lr, weight_decay=weight_decay)
-    adapters: Any = {"all": {"name": "ia3", "target_modules": target_modules}}
-    return Strategy([phase], adapters=adapters, merge=merge)
+    plain = full(epochs, lr, encoder_lr, weight_decay=weight_decay)
+    return _adapted(plain, merge, name="ia3", target_modules=target_modules)
+
+
+def _adapted(plain: Strategy, merge: bool, **adapter: Any) -> Strategy:
+    """The same phases, in which adapters of all encoders are trained in place of their weights."""
+    adapters: Any = {"all": adapter}
+    return Strategy(plain.phases, adapters=adapters, merge=merge)

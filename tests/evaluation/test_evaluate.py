@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -123,6 +124,17 @@ def test_rows_without_labels_or_a_modality_are_judged_as_far_as_they_go(trained,
     assert results["modalities"]["text"] == 0
     assert results["tasks"]["label"] == {"labelled": 0, "metrics": {"rows": 0}}
     assert set(results["robustness"]["noise"]) == {"image", "sound"}
+
+
+def test_numbers_of_classes_that_the_data_names_are_these_classes(trained, rows_of) -> None:
+    rows = rows_of(30, 3)
+    names = datasets.ClassLabel(names=["c", "b", "a"])  # not the order of the model
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["label"] = ["cba".index(label) for label in columns["label"]]
+    kinds = {n: datasets.List(datasets.Value("float32")) for n in MODALITIES} | {"label": names}
+    data = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
+    found, expected = encode_rows(trained, data)[0], encode_rows(trained, rows)[0]
+    assert torch.equal(found.targets["label"], expected.targets["label"])
 
 
 @pytest.fixture

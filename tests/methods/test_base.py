@@ -110,6 +110,13 @@ def test_every_unlabelled_row_comes_as_often_as_any_other():
     assert joined == method.rows
 
 
+def test_readers_of_unlabelled_rows_live_on_from_epoch_to_epoch():
+    _, method = fit()
+    trainer, read = fit(workers=1)
+    assert read.rows == method.rows
+    assert len([name for name in trainer.data.loaders if name.startswith("unlabelled in")]) == 1
+
+
 def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path):
     whole, _ = fit()
     with pytest.raises(KeyboardInterrupt):

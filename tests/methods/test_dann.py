@@ -33,8 +33,8 @@ def sides():
     generator = torch.Generator().manual_seed(1)
     source = torch.randn(3, 4, generator=generator, requires_grad=True)
     unlabelled = torch.randn(2, 4, generator=generator, requires_grad=True)
-    other = Batch({}, {}, torch.tensor([5, ~0]), rows=torch.tensor(1.0))
-    batch = Batch({}, {}, torch.tensor([0, 1, ~0]), unlabelled=other, rows=torch.tensor(2.0))
+    other = Batch({}, {}, torch.tensor([5, ~0]), real=torch.tensor(1.0))
+    batch = Batch({}, {}, torch.tensor([0, 1, ~0]), unlabelled=other, real=torch.tensor(2.0))
     return source, unlabelled, batch
 
 

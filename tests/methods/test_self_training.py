@@ -21,8 +21,8 @@ class Model:
 
 def step(method: SelfTraining, probabilities=PROBABILITIES):
     index = torch.tensor([0, 1, 2, ~3])
-    other = Batch({}, {}, index, rows=torch.tensor(3.0))
-    batch = Batch({}, {}, index, unlabelled=other, rows=torch.tensor(3.0))
+    other = Batch({}, {}, index, real=torch.tensor(3.0))
+    batch = Batch({}, {}, index, unlabelled=other, real=torch.tensor(3.0))
     logits = probabilities.log().requires_grad_()
     outputs = Outputs({}, unlabelled=Outputs({"kind": logits}))
     found = method.on_loss(torch.tensor(1.0), Model, batch, outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -108,6 +109,7 @@ def test_rows_are_read_through_the_store_layer_by_layer(options, tmp_path):
 
 
 def test_rows_with_absent_modalities_are_told_apart_by_what_they_have(options):
+    torch.manual_seed(0)
     encoders = dict.fromkeys("ab", SPEC)
     model = FeatureBased(encoders, "kind", mapping="pca", options=options).fit(rows())
     test = rows(60, 1)
