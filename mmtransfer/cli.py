@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 from mmtransfer.commands.cache import cache_list, cache_prune, cache_verify
 from mmtransfer.commands.data import data_av_digits, data_checksum, data_retail
 from mmtransfer.commands.listing import encoders, fusions, methods, scores, strategies, tasks
 from mmtransfer.commands.report import doctor, report
-from mmtransfer.commands.words import Components, prepared
+from mmtransfer.commands.words import prepared
 
 
-def command(components: Components, name: str, arguments: list[str] | None = None) -> None:
+def command(components: Any, name: str, arguments: list[str] | None = None) -> None:
     """Run a function, or one of several by name, with options from its type hints.
 
     A user's mistake ends with one clear line and exit code 2; `MMTRANSFER_TRACEBACK=1` shows where.
     """
-    from jsonargparse import auto_cli
+    from jsonargparse import auto_cli, set_parsing_settings
 
     several = isinstance(components, dict)
+    set_parsing_settings(add_print_completion_argument=several)
     given = sys.argv[1:] if arguments is None else arguments
     with one_line_errors(name):
         given = prepared(components, given)
@@ -46,9 +47,7 @@ def one_line_errors(name: str) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `mmtransfer` command."""
     given = sys.argv[1:] if arguments is None else arguments
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks: what was typed so far is not in sys.argv
-        given = shlex.split(os.environ.get("COMP_LINE", ""))[1:]
-    elif given[:1] == ["train"]:
+    if given[:1] == ["train"]:
         from mmtransfer.commands.recipe_file import recipe_words
 
         with one_line_errors("mmtransfer"):
@@ -98,8 +97,8 @@ LATER = {
 
 
 def when_asked(given: list[str], name: str, place: str) -> Callable[..., None]:
-    """The function at `module:name` if its command is given, else a stand-in for the help."""
-    if given[:1] == [name]:
+    """The function at `module:name` if its options matter, else a stand-in for the help."""
+    if given[:1] in ([name], ["--print_completion"]):
         module, _, function = place.partition(":")
         found: Callable[..., None] = getattr(import_module(module), function)
         return found

@@ -44,7 +44,7 @@ def train_command(
         overwrite: replace the run that the output directory holds
         resume: go on with it, from its newest checkpoint
     """
-    begin = {"arguments": dict(locals()), "resume": resume, "overwrite": overwrite}
+    begin: dict[str, Any] = {"arguments": dict(locals()), "resume": resume, "overwrite": overwrite}
     if not data or not encoders or not tasks:
         needed = {"data": data, "encoders": encoders, "tasks": tasks}
         lacking = ", ".join(name for name, value in needed.items() if not value)

@@ -11,7 +11,7 @@ from mmtransfer.registry import nearest
 
 #: commands by name, each a function or such a mapping with its "_help"; or one function alone
 Components = Callable[..., Any] | Mapping[str, Any]
-OWN = ("config", "print_config", "help")  # options that jsonargparse adds
+OWN = ("config", "print_config", "print_completion", "help")  # options that jsonargparse adds
 
 
 def prepared(components: Components, words: list[str]) -> list[str]:

@@ -51,22 +51,16 @@ def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
     said = ", with 95 % bootstrap intervals where there are" if intervals else ""
     caption = f"{task}: metrics by run{said}; the best of a line is bold"
     parts: list[Chart | Table] = [Table(caption, ["metric", *names], rows, best=best)]
-    metric = next((m for m in map(main_metric, scores) if m), None)
-    if metric:
+    shown_metric = next((m for m in map(main_metric, scores) if m), None)
+    if shown_metric:
         shown = []
         for name, run, found in zip(names, runs, scores, strict=True):
-            bounds = run.intervals(task).get(metric)
-            ends = (bounds["low"], bounds["high"]) if bounds else None
-            if metric in found:
-                shown.append((name, found[metric], ends))
-        parts.append(
-            bars(
-                f"{task} by run",
-                shown,
-                metric.replace("_", " "),
-                upper=1.0 if metric in SHARES else None,
-            )
-        )
+            bounds = run.intervals(task).get(shown_metric)
+            whisker = (bounds["low"], bounds["high"]) if bounds else None
+            if shown_metric in found:
+                shown.append((name, found[shown_metric], whisker))
+        upper = 1.0 if shown_metric in SHARES else None
+        parts.append(bars(f"{task} by run", shown, shown_metric.replace("_", " "), upper))
     note = ""
     if len(counts) > 1:
         told = ", ".join(str(found.get("rows", "?")) for found in scores)

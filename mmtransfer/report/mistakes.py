@@ -46,9 +46,10 @@ def worst(
                 left -= shown.kind == "sound"
                 inputs.append(shown)
             shares = [(name, values[number]) for name, values in each.items()]
-            values = (mistake[name] for name in ("probability", "likelihood"))
-            words = (str(mistake[name]) for name in ("truth", "predicted"))
-            found.setdefault(task, []).append(Mistake(number, *words, *values, inputs, shares))
+            truth, predicted = str(mistake["truth"]), str(mistake["predicted"])
+            surely, hardly = mistake["probability"], mistake["likelihood"]
+            told = Mistake(number, truth, predicted, surely, hardly, inputs, shares)
+            found.setdefault(task, []).append(told)
     return found
 
 

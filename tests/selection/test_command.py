@@ -53,7 +53,9 @@ def test_the_command_ranks_verifies_and_prints_the_recipe(
     assert found["command"] in told
     words = shlex.split(found["command"])
     assert words[:2] == ["mmtransfer", "train"]
-    assert json.loads(words[words.index("--encoders") + 1]) == {"text": "tiny-bert?width=16&layers=1"}
+    assert json.loads(words[words.index("--encoders") + 1]) == {
+        "text": "tiny-bert?width=16&layers=1"
+    }
     short = ["--strategy_options", '{"epochs": 1, "probe_epochs": 1}', "--width", "8"]
     main([*words[1:], *short, "--output", str(tmp_path / "trained")])
     assert (tmp_path / "trained" / "metrics.json").is_file()
