@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
+import importlib
 import json
 import math
 import multiprocessing
@@ -195,6 +196,14 @@ def limit_memory(rows: int) -> None:
         return plain(self, inputs, size)
 
     TransferModel.forward = forward  # type: ignore[method-assign]
+
+
+def import_all() -> None:
+    """Import what runs need here, once: forked processes find it there."""
+    build_model(TINY, TASKS, TRAIN)
+    build_strategy("lp_ft", ["modality_dropout"])
+    for name in ("torch.utils.tensorboard", "torchmetrics.functional", "torch.distributed.fsdp"):
+        importlib.import_module(name)
 
 
 def start(output: Path, plan: Plan) -> list[int]:
@@ -611,6 +620,7 @@ def main() -> int:
     if not chosen:
         raise SystemExit(f"no fault begins with {arguments.only!r}: {', '.join(faults())}")
     torch.set_num_threads(1)
+    import_all()
     table = Table("fault", "outcome", "seconds", box=None)
     results, survived = {}, 0
     with tempfile.TemporaryDirectory() as root:

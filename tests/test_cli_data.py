@@ -15,8 +15,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmtransfer import cli
 from mmtransfer.cli import main
+from mmtransfer.commands import data as commands
 from mmtransfer.data.av_digits import write_av_digits
 from mmtransfer.data.checksum import checksum
 from mmtransfer.data.retail import write_retail
@@ -97,8 +97,8 @@ def test_retail(
 
 def test_the_defaults_are_those_of_the_functions() -> None:
     for function, builds in (
-        (cli.data_av_digits, write_av_digits),
-        (cli.data_retail, write_retail),
+        (commands.data_av_digits, write_av_digits),
+        (commands.data_retail, write_retail),
     ):
         named = inspect.signature(builds).parameters
         for name, parameter in inspect.signature(function).parameters.items():

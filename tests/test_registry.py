@@ -1,5 +1,6 @@
 """Names to classes: nearest names, discovery, and saved configurations that can do no harm."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,3 +264,13 @@ def test_from_config_needs_a_class(config: dict[str, Any]) -> None:
 def test_from_config_names_an_option_that_the_class_does_not_have() -> None:
     with pytest.raises(ValueError, match=r"'colors'.*'colours'"):
         Shape.from_config({"class": f"{__name__}:Shape", "size": 1, "colors": []})
+
+
+def test_libraries_of_single_members_wait_until_these_are_used() -> None:
+    code = "import sys; from mmtransfer.registry import methods, strategies, fusions\n"
+    code += "found = methods.names() + strategies.names() + fusions.names()\n"
+    code += "print(len(found), [n for n in ('sklearn', 'scipy', 'peft') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, loaded = done.stdout.split(maxsplit=1)
+    assert int(count) > 30
+    assert loaded == "[]\n"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -103,6 +102,8 @@ def channel_weights(model: TransferModel, seen: Observed) -> dict[str, Tensor]:
 
 def increases(features: Tensor, targets: Tensor) -> Tensor:
     """(N, D), (N,) -> (D,) by how much the loss of a linear classifier rises without each."""
+    from sklearn.linear_model import LogisticRegression
+
     deviation, mean = torch.std_mean(features, 0, correction=0)
     deviation = deviation.clamp_min(1e-6)
     fitted = LogisticRegression(max_iter=1000).fit((features - mean) / deviation, targets)

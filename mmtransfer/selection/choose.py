@@ -197,13 +197,11 @@ def first_split(rows: Mapping[str, Rows]) -> Rows:
 
 
 def command_for(data: Any, encoders: EncoderSet, tasks: Mapping[str, Any], strategy: str) -> str:
-    """The command, or for other columns the Python, that trains what was chosen."""
-    if isinstance(data, str | Path) and set(encoders) <= {"image", "text", "audio"}:
-        words = ["accelerate", "launch", "recipes/retail_product.py", "--data", str(data)]
-        for name, spec in encoders.items():
-            words += [f"--{name}", spec]
-        words += ["--tasks", json.dumps(dict(tasks)), "--strategy", strategy]
-        return shlex.join(words)
+    """The command, or for rows in memory the Python, that trains what was chosen."""
+    if isinstance(data, str | Path):
+        words = ["mmtransfer", "train", "--data", str(data)]
+        words += ["--encoders", json.dumps(dict(encoders)), "--tasks", json.dumps(dict(tasks))]
+        return shlex.join([*words, "--strategy", strategy])
     return (
         f'model = build_model({dict(encoders)!r}, {dict(tasks)!r}, data["train"])\n'
         f'run(model, data, build_strategy("{strategy}"), TrainingOptions())'

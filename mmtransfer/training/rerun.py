@@ -101,7 +101,9 @@ def rerun_command(run: Path, record: Mapping[str, Any], output: Path) -> list[st
         # What `accelerate launch` starts, too; its own settings are in the environment already.
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node", str(processes)]
-    return [*command, str(script), "--config", str(config), "--output", str(output)]
+    # `mmtransfer train` is one of several commands of its script; recipes have no such word.
+    word = [word for word in record["arguments"][:1] if word == "train"]
+    return [*command, str(script), *word, "--config", str(config), "--output", str(output)]
 
 
 def compare(run: Path, again: Path) -> list[Finding]:

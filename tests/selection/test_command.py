@@ -52,9 +52,13 @@ def test_the_command_ranks_verifies_and_prints_the_recipe(
     assert (output / "choice.png").stat().st_size > 10_000
     assert found["command"] in told
     words = shlex.split(found["command"])
-    assert words[:3] == ["accelerate", "launch", "recipes/retail_product.py"]
-    assert words[words.index("--text") + 1] == "tiny-bert?width=16&layers=1"
-    assert json.loads(words[words.index("--tasks") + 1]) == {"product": "classification"}
+    assert words[:2] == ["mmtransfer", "train"]
+    assert json.loads(words[words.index("--encoders") + 1]) == {
+        "text": "tiny-bert?width=16&layers=1"
+    }
+    short = ["--strategy_options", '{"epochs": 1, "probe_epochs": 1}', "--width", "8"]
+    main([*words[1:], *short, "--output", str(tmp_path / "trained")])
+    assert (tmp_path / "trained" / "metrics.json").is_file()
 
 
 def test_a_mistake_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
