@@ -82,9 +82,9 @@ class Collator:
         }
 
 
-def train(data, image, text, frozen, epochs, batch_size, parts, precision, output, callbacks):
+def train(data, image, text, frozen, epochs, batch_size, parts, precision, output, seed, callbacks):
     """-> accuracy on the test rows."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     rows = {split: Rows(data / f"{split}.parquet") for split in ("train", "test")}
     labels = sorted({r["product"] for r in rows["train"]})
     collator = Collator(image, text, labels)
@@ -102,6 +102,7 @@ def train(data, image, text, frozen, epochs, batch_size, parts, precision, outpu
         model,
         TrainingArguments(
             output,
+            seed=seed,
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size // parts,
             gradient_accumulation_steps=parts,

@@ -5,17 +5,19 @@ from mmtransfer.data.rows import load_rows
 from mmtransfer.training.run import build_model, run
 
 
-def train(data, image, text, frozen, epochs, batch_size, parts, precision, output, methods):
+def train(data, image, text, frozen, epochs, batch_size, parts, precision, output, seed, methods):
     """-> accuracy on the test rows."""
     rows = load_rows(data)
     encoders = {"image": f"hf:{image}", "text": f"hf:{text}"}
-    model = build_model(encoders, {"product": "classification"}, rows["train"], fusion="concat")
+    tasks = {"product": "classification"}
+    model = build_model(encoders, tasks, rows["train"], fusion="concat", seed=seed)
     strategy = build_strategy("full", methods, epochs=epochs, encoder_lr=0.0 if frozen else 2e-4)
     options = TrainingOptions(
         batch_size,
         accumulation=parts,
         evaluation_batch_size=batch_size // parts,
         precision=precision,
+        seed=seed,
         cache=output,
         progress=False,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -85,21 +86,33 @@ class EvaluationBatches(Sampler[list[int]]):
 
     A batch holds the same rows for any number of processes, so its numbers are the same too.
     Processes that run short repeat the first batch as fillers.
+
+    seed: of a random order instead
     """
 
-    def __init__(self, rows: int, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        rank: int = 0,
+        processes: int = 1,
+        seed: int | None = None,
+    ) -> None:
         self.rows, self.batch_size, self.rank, self.processes = rows, batch_size, rank, processes
+        self.order: Sequence[int] = range(rows)
+        if seed is not None:
+            self.order = np.random.default_rng(seed).permutation(rows).tolist()
         self.start = 0  # batches of this process that are left out
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.rows / self.batch_size) / self.processes)
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = range(min(self.batch_size, self.rows))
+        first = self.order[: self.batch_size]
         for k in range(
             self.start * self.processes + self.rank, len(self) * self.processes, self.processes
         ):
-            batch = range(k * self.batch_size, min((k + 1) * self.batch_size, self.rows))
+            batch = self.order[k * self.batch_size : (k + 1) * self.batch_size]
             yield list(batch) or [filler(i) for i in first]
 
 

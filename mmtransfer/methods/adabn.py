@@ -97,7 +97,7 @@ def adapt_batch_norm(model: TransferModel, batches: Iterable[Batch]) -> None:
 
     What `adabn` does in training, afterwards and on one process; for encoders that stay frozen it
     is the only way, as their features are computed once.  Batches must hold encoder inputs, many
-    rows each (`mmtransfer.data.collate.Collate`).
+    rows each (`mmtransfer.data.collate.Collate`), in random order: rows of one class are too alike.
     """
     state = model.state_dict()
     for name, value in buffers(gathered(model, batches)).items():

@@ -37,11 +37,15 @@ class Look(Protocol):
         ...
 
     def batches(self, split: str) -> Iterator[Batch]:
-        """This process's share of the rows of a split, on the device; fillers are negative."""
+        """This process's share of the rows of a split, in random order, on the device.
+
+        Rows of one class often stand together, and a batch of them alone would mislead.  Fillers
+        have a negative index.
+        """
         ...
 
     def unstored(self, split: str, size: int | None = None) -> Iterator[Batch]:
-        """The same as inputs of the encoders, though features may be stored, `size` at a time."""
+        """In row order, as inputs of the encoders though features may be stored, `size` a time."""
         ...
 
     def observe(self, split: str, model: TransferModel | None = None) -> Observed:

@@ -185,17 +185,22 @@ class TrainingData:
             check_rows(rows, self.model.encoders, self.tasks_of(split, rows), split)
         if known and split in self.loaders:
             return self.loaders[split]
-        size = self.options.evaluation_batch_size
-        part = (self.accelerator.process_index, self.accelerator.num_processes)
-        batches = (
-            EvaluationStream(self._used(rows), size, *part)
-            if is_stream(rows)
-            else EvaluationBatches(len(rows), size, *part)
-        )
-        loader = self._loader(split, rows, batches)
+        loader = self._loader(split, rows, self._each_once(rows))
         if known:
             self.loaders[split] = loader
         return loader
+
+    def mixed_loader(self, split: str) -> Any:
+        """A loader of all rows of a split in random order; of a stream in its own."""
+        rows = self.splits[split]
+        return self._loader(split, rows, self._each_once(rows, self.options.seed))
+
+    def _each_once(self, rows: Rows, seed: int | None = None) -> Any:
+        size = self.options.evaluation_batch_size
+        part = (self.accelerator.process_index, self.accelerator.num_processes)
+        if is_stream(rows):
+            return EvaluationStream(self._used(rows), size, *part)
+        return EvaluationBatches(len(rows), size, *part, seed)
 
     def windows(self, split: str, loader: Any, size: int) -> Iterator[list[Batch]]:
         """The batches of a loader, `size` at a time, from the start that its sampler is set to.

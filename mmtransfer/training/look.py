@@ -31,9 +31,7 @@ class LookAtData:
         return self.data.steps * sum(phase.epochs for phase in self.data.strategy.phases)
 
     def batches(self, split: str) -> Iterator[Batch]:
-        loader = self.data.evaluation_loader(split, self.data.splits[split])
-        for (batch,) in self.data.windows(split, loader, 1):
-            yield batch.to(self.accelerator.device, non_blocking=True)
+        return self._of(split, self.data.mixed_loader(split))
 
     def unstored(self, split: str, size: int | None = None) -> Iterator[Batch]:
         tasks = self.model.tasks if split != "unlabelled" else {}
@@ -43,13 +41,18 @@ class LookAtData:
     def observe(self, split: str, model: TransferModel | None = None) -> Observed:
         """Raises `ValueError` if another model reads columns that the split does not have."""
         if model is None:
-            return observed(self.model, self.batches(split), self.accelerator)
+            loader = self.data.evaluation_loader(split, self.data.splits[split])
+            return observed(self.model, self._of(split, loader), self.accelerator)
         model = model.to(self.accelerator.device)
         rows = self.data.splits[split]
         check_rows(rows, model.encoders, {}, split)
         loader = self._loader(split, rows, model, {})
         moved = (batch.to(self.accelerator.device) for batch in loader)
         return observed(model, moved, self.accelerator)
+
+    def _of(self, split: str, loader: Any) -> Iterator[Batch]:
+        for (batch,) in self.data.windows(split, loader, 1):
+            yield batch.to(self.accelerator.device, non_blocking=True)
 
     def _loader(
         self,

@@ -12,6 +12,7 @@ from mmtransfer.encoders.base import Encoder
 from mmtransfer.features import Features
 from mmtransfer.methods import adabn
 from mmtransfer.methods.adabn import AdaBN, adapt_batch_norm
+from mmtransfer.training.look import LookAtData
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model
 from mmtransfer.training.trainer import Trainer
@@ -55,6 +56,22 @@ def fit(further, pretrained=False, phase=None, output=None, cut=0, resume=False,
     trainer = Trainer(model, train, None, strategy, chosen, output, further=further)
     trainer.fit(resume)
     return trainer
+
+
+def test_rows_that_stand_together_by_class_do_not_mislead():
+    """Batches of one class each have a hundredth of the variance that the rows have."""
+    train = [{"a": row["a"] + 10 * (i < 48), "kind": "x"} for i, row in enumerate(rows(0, 1, 96))]
+    encoder = Normed()
+    encoder.pretrained = True
+    model = build_model({"a": encoder}, TASKS, train, "concat", 4)
+    options = TrainingOptions(12, evaluation_batch_size=24, progress=False, track=[])
+    strategy = Strategy([Phase(1, 1e-3, 1e-3)], [AdaBN()])
+    trainer = Trainer(model, train, None, strategy, options, further={"unlabelled": train})
+    strategy.methods[0].begin(model, LookAtData(model, trainer.data, trainer.accelerator))
+    variance = torch.from_numpy(np.stack([row["a"] for row in train])).float().var(0)
+    found = encoder.first.running_var
+    assert ((found - variance).abs() < 0.2 * variance).all()
+    trainer.close()
 
 
 def unlabelled(mean: float, deviation: float, count: int = 24) -> dict[str, list[dict]]:
