@@ -3,8 +3,8 @@
 Photos alone, and photos with label text and speech, whose encoders stay frozen.  Photos are 64
 pixels wide and not augmented, so that what lies below frozen stages is computed once.  The rows
 that are labelled, the new layers and the order change with the seed.  Every member has the same
-number of epochs, on top of which those that begin with a probe have probe epochs, which cost
-next to nothing.  Rates and weights were chosen on validation rows, of as many values for each
+number of epochs, but training from scratch three times as many, and those that begin with a probe
+have probe epochs on top, which cost next to nothing.  Rates and weights were chosen on validation rows, of as many values for each
 member, with 4 labels per product and one seed that counts no more (see `members.py`).
 """
 
@@ -85,7 +85,8 @@ def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -
 
 def scheduled(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A member's strategy with its epochs."""
-    asked, epochs, probing = dict(spec["strategy"]), spec["epochs"], spec["probe_epochs"]
+    asked, probing = dict(spec["strategy"]), spec["probe_epochs"]
+    epochs = spec["epochs"] * spec.get("longer", 1)
     if asked["name"] == "linear_probe":
         asked["epochs"] = probing
     elif asked["name"] == "gradual_unfreezing":

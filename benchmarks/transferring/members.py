@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 COMPONENTS = 128  # that a mapping keeps, of 1280 features
-FULL = {"name": "full", "encoder_lr": 1e-3}
+FULL = {"name": "full", "encoder_lr": 3e-4}
 
 
 def tuned(name: str, encoder_lr: float, **options: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def head(name: str, mapping: str = "none", **options: Any) -> dict[str, Any]:
 
 #: as `--tune` found them
 MEMBERS: dict[str, dict[str, Any]] = {
-    "from scratch": {"scratch": True, **tuned("full", 2e-3)},
+    "from scratch": {"scratch": True, "longer": 3, **tuned("full", 2e-3)},
     "full": {"strategy": FULL},
     "linear_probe": {"strategy": {"name": "linear_probe", "lr": 2e-3}},
     "top_stages": tuned("top_stages", 1e-3, stages=6),
@@ -57,13 +57,13 @@ MEMBERS: dict[str, dict[str, Any]] = {
 #: what `--tune` tries: where the option is, and its values
 GRID: dict[str, tuple[str, tuple[Any, ...]]] = {
     "from scratch": ("encoder_lr", (5e-4, 2e-3, 5e-3)),
-    "full": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
+    "full": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
     "linear_probe": ("lr", (5e-4, 2e-3, 5e-3)),
-    "top_stages": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
-    "layer_decay": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
-    "gradual_unfreezing": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
-    "lp_ft": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
-    "wise_ft": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
+    "top_stages": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
+    "layer_decay": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
+    "gradual_unfreezing": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
+    "lp_ft": ("encoder_lr", (3e-4, 1e-3, 2e-3)),
+    "wise_ft": ("encoder_lr", (3e-4, 1e-3, 2e-3)),
     "bitfit": ("encoder_lr", (1e-3, 3e-3, 1e-2)),
     "norm_only": ("encoder_lr", (1e-3, 3e-3, 1e-2)),
     "lora": ("encoder_lr", (1e-3, 3e-3, 1e-2)),

@@ -1,10 +1,14 @@
-"""A domain shift: labelled photos of retail products, unlabelled photos by a bad camera.
+"""A domain shift: labelled photos of retail products, unlabelled ones by a bad camera.
 
-Half of the training photos, another half for each seed, are the source; of the other half the
-corrupted photos are the unlabelled target, and so are the test photos.  Frozen features of
-MobileNetV2 are computed once, and a new layer and the head are trained; alignment acts on what
-that layer gives.  AdaBN acts below it: features are encoded with batch norm that has the
+Clean to corrupted: half of the training photos, another half for each seed, are the source; of the
+other half the corrupted photos are the unlabelled target, and so are the test photos.  Frozen
+features of MobileNetV2 are computed once, and a new layer and the head are trained; alignment acts
+on what that layer gives.  AdaBN acts below it: features are encoded with batch norm that has the
 statistics of all training photos, clean for the source, corrupted for the target.
+
+Biased to whole: the labelled half is drawn by how a photo looks (the first principal component of
+its features within its product), so that rows at one end are rare in it; the unlabelled target is
+all training photos, judged are clean test photos.  It is what weights of rows are for.
 
 Nothing but labels of the target tells which option is best.  All methods were tuned alike, of as
 many values, on the 296 corrupted photos of the validation split with their labels (`GRID`), which
@@ -14,21 +18,24 @@ few would have in earnest; plain training chose its rate by them, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.decomposition import PCA
 
 from mmtransfer import Phase, Strategy
 from mmtransfer.methods.base import build_method
 from transferring.cells import Cell, Figures
 from transferring.report import Summary, better
+from transferring.retail import Retail
 from transferring.training import accuracy, fit, given_encoders, retail, training_options
 
 BASELINE = "source only"
 BASELINES = dict.fromkeys(("accuracy", "source"), BASELINE)
 LEAST_BETTER = 3
-SETTING = "clean to corrupted"
+SETTING, BIASED = "clean to corrupted", "biased to whole"
 LR, EPOCHS, BATCH = 2e-3, 20, 64
 #: as `--tune` found them
 MEMBERS: dict[str, list[dict[str, Any]]] = {
@@ -44,6 +51,9 @@ MEMBERS: dict[str, list[dict[str, Any]]] = {
     "mmd + self_training": [{"name": "mmd"}, {"name": "self_training", "threshold": 0.7}],
     "adabn + mmd": [{"name": "mmd", "weight": 1.0}],
 }
+#: of the second table
+WEIGHTING = (BASELINE, "importance_weights", "kmm", "mmd")
+STEEPNESS = 2.0  # of the chance to be drawn, over a standard deviation of that component
 #: what `--tune` tries, of the method that is listed last
 GRID: dict[str, tuple[str, tuple[float, ...]]] = {
     "mmd": ("weight", (0.3, 1.0, 3.0)),
@@ -61,42 +71,60 @@ RATES = (1e-3, 2e-3, 5e-3)
 
 def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -> list[Cell]:
     """All members with all seeds, or the values to be tried."""
-    common = {"tested": tested, "epochs": max(1, round(EPOCHS / shorter)), "lr": LR}
+    common = {"epochs": max(1, round(EPOCHS / shorter)), "lr": LR}
+    named = [(SETTING, name) for name in MEMBERS] + [(BIASED, name) for name in WEIGHTING]
     found = []
-    for seed in seeds:
-        for name, methods in MEMBERS.items():
-            spec = common | {"methods": methods, "adabn": name.startswith("adabn")}
-            if not tune:
-                found.append(Cell("shift", SETTING, name, seed, spec))
-                continue
-            option, values = GRID.get(name, ("lr", RATES))
-            for value in values:
-                tried = spec | {option: value}
-                if name in GRID:
-                    tried = spec | {"methods": [*methods[:-1], methods[-1] | {option: value}]}
-                label = f"{name} {option}={value:g}"
-                found.append(Cell("shift", SETTING, label, seed, tried, "validation"))
+    for seed, (setting, name) in product(seeds, named):
+        methods = MEMBERS[name]
+        spec = common | {"methods": methods, "adabn": name.startswith("adabn")}
+        spec |= {"biased": setting == BIASED}
+        if not tune:
+            found.append(Cell("shift", setting, name, seed, spec))
+            continue
+        option, values = GRID.get(name, ("lr", RATES))
+        for value in values:
+            tried = spec | {option: value}
+            if name in GRID:
+                tried = spec | {"methods": [*methods[:-1], methods[-1] | {option: value}]}
+            label = f"{name} {option}={value:g}"
+            found.append(Cell("shift", setting, label, seed, tried, "validation"))
     return found
 
 
+def drawn(data: Retail, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the labelled rows, drawn with a bias, and of all rows."""
+    features = np.array(data.array("train", "photo_features"))
+    labels = np.asarray(data.array("train", "product"))
+    for label in np.unique(labels):
+        features[labels == label] -= features[labels == label].mean(0)
+    first = PCA(1, random_state=0).fit_transform(features)[:, 0]
+    chances = 1 / (1 + np.exp(-STEEPNESS * first / first.std()))
+    rng, size = np.random.default_rng(seed), len(labels)
+    chosen = rng.choice(size, size // 2, replace=False, p=chances / chances.sum())
+    return chosen, np.arange(size)
+
+
 def run(cell: Cell, work: Path) -> Figures:
-    """Accuracy on the corrupted photos, and on clean ones."""
+    """Accuracy on photos of the target and, where that is another, of the source."""
     data, spec = retail(work), cell.spec
     kind = "_adabn" if spec["adabn"] else ""
     clean, bad = ({"image": f"{name}_features{kind}"} for name in ("photo", "shifted"))
-    halves = np.array_split(np.random.default_rng(cell.seed).permutation(data.size("train")), 2)
-    source = data.rows("train", clean, halves[0], ["product"])
-    target = data.rows("train", bad, halves[1], [])
-    judged = data.some(cell.judged, spec["tested"])
+    if spec["biased"]:
+        labelled, unlabelled, bad = *drawn(data, cell.seed), clean
+    else:
+        order = np.random.default_rng(cell.seed).permutation(data.size("train"))
+        labelled, unlabelled = np.array_split(order, 2)
+    source = data.rows("train", clean, labelled, ["product"])
+    target = data.rows("train", bad, unlabelled, [])
+    judged = np.arange(data.size(cell.judged))
     methods = [build_method(method) for method in spec["methods"]]
     strategy = Strategy([Phase(spec["epochs"], spec["lr"])], methods)
     options = training_options(work, cell.seed, batch_size=BATCH)
     trainer = fit(given_encoders(data, clean), source, strategy, options, unlabelled=target)
     try:
-        return {
-            "accuracy": accuracy(trainer, data.rows(cell.judged, bad, judged, ["product"])),
-            "source": accuracy(trainer, data.rows(cell.judged, clean, judged, ["product"])),
-        }
+        kinds = {"accuracy": bad} if spec["biased"] else {"accuracy": bad, "source": clean}
+        tests = {k: data.rows(cell.judged, kinds[k], judged, ["product"]) for k in kinds}
+        return {kind: accuracy(trainer, rows) for kind, rows in tests.items()}
     finally:
         trainer.close()
 

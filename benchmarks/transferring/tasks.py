@@ -34,7 +34,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
 
 def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -> list[Cell]:
     """All members with all seeds; there is nothing to be tuned."""
-    common = {"tested": tested, "epochs": max(1, round(EPOCHS / shorter))}
+    common = {"epochs": max(1, round(EPOCHS / shorter))}
     return [
         Cell("tasks", SETTING, name, seed, member | common)
         for seed in ([] if tune else seeds)
@@ -47,7 +47,7 @@ def run(cell: Cell, work: Path) -> Figures:
     data, spec = retail(work), cell.spec
     names = spec.get("tasks", TARGETS)
     train = data.rows("train", INPUTS, data.few(PER_CLASS, cell.seed), names)
-    rows = data.rows(cell.judged, INPUTS, data.some(cell.judged, spec["tested"]), names)
+    rows = data.rows(cell.judged, INPUTS, range(data.size(cell.judged)), names)
     methods = [build_method(name) for name in spec.get("methods", ())]
     trainer = fit(
         given_encoders(data, INPUTS),
