@@ -3,8 +3,8 @@
 Photos alone, and photos with label text and speech, whose encoders stay frozen.  Photos are 64
 pixels wide and not augmented, so that what lies below frozen stages is computed once.  The rows
 that are labelled, the new layers and the order change with the seed.  Every member has the same
-number of epochs, but training from scratch three times as many, and those that begin with a probe
-have probe epochs on top, which cost next to nothing.  Rates and weights were chosen on validation
+number of epochs but for training from scratch, which has three times as many, and where the name
+says so; those that begin with a probe have probe epochs on top, which cost next to nothing.  Rates and weights were chosen on validation
 rows, of as many values for each member, with 4 labels per product and one seed that counts no more
 (see `members.py`).
 """
@@ -46,6 +46,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOMENTUM = 0.1
 SOME = (
     "full",
+    "full, twice the epochs",
     "linear_probe",
     "layer_decay",
     "lp_ft",
@@ -177,11 +178,13 @@ def classical(cell: Cell, work: Path, numbers: np.ndarray, judged: np.ndarray) -
 
 
 def misses(summary: Summary, results: Sequence[tuple[Cell, Figures]]) -> list[str]:
-    """A line for each figure that misses its limit."""
+    """A line for each figure that misses its limit; in one table enough must beat the baseline."""
+    found = {setting: better(members, "accuracy") for setting, members in summary.items()}
+    lines = []
+    if max(map(len, found.values())) < LEAST_BETTER:
+        told = "; ".join(f"{s}: {', '.join(names) or 'nothing'}" for s, names in found.items())
+        lines.append(f"fewer than {LEAST_BETTER} beat full fine-tuning: {told}")
     setting, members = next(iter(summary.items()))
-    found, lines = better(members, "accuracy"), []
-    if len(found) < LEAST_BETTER:
-        lines.append(f"{setting}: only {', '.join(found) or 'nothing'} beat full fine-tuning")
     gap = members["full"]["accuracy"]["mean"] - members["from scratch"]["accuracy"]["mean"]
     if gap < PRETRAINED:
         lines.append(f"{setting}: pretraining gains {100 * gap:.1f} points, expected 20")
