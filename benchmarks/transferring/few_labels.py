@@ -4,9 +4,9 @@ Photos alone, and photos with label text and speech, whose encoders stay frozen.
 pixels wide and not augmented, so that what lies below frozen stages is computed once.  The rows
 that are labelled, the new layers and the order change with the seed.  Every member has the same
 number of epochs but for training from scratch, which has three times as many, and where the name
-says so; those that begin with a probe have probe epochs on top, which cost next to nothing.  Rates and weights were chosen on validation
-rows, of as many values for each member, with 4 labels per product and one seed that counts no more
-(see `members.py`).
+says so; those that begin with a probe have probe epochs on top, which cost next to nothing.  Rates
+and weights were chosen on validation rows, of as many values for each member, with 4 labels per
+product and one seed that counts no more (see `members.py`).
 """
 
 from __future__ import annotations
