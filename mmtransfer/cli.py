@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from json import dumps
 from pathlib import Path
@@ -196,18 +197,22 @@ def evaluate(
         print(f"evaluation.json and {len(results['pictures'])} pictures are in {output}")
 
 
-def rerun(run: Path, output: Path | None = None) -> None:
+def rerun(run: Path, output: Path | None = None, json: bool = False) -> None:
     """Repeat a run in a new directory and compare: exit code 1 unless all is bit-equal.
 
     Args:
         run: output directory of the run
         output: new directory, by default RUN-rerun
+        json: print JSON
     """
     from mmtransfer.training.rerun import print_findings
     from mmtransfer.training.rerun import rerun as repeat
 
     findings = repeat(run, output)
-    print_findings(findings)
+    if json:
+        print(dumps([asdict(found) for found in findings]))
+    else:
+        print_findings(findings)
     if not all(found.same for found in findings if found.result):
         raise SystemExit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from json import dumps
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmtransfer.registry import nearest
 #: commands by name, each a function or such a mapping with its "_help"; or one function alone
 Components = Callable[..., Any] | Mapping[str, Any]
 OWN = ("config", "print_config", "print_completion", "help")  # options that jsonargparse adds
+SAID = ("true", "false", "yes", "no", "null")  # what a bool may be given as
 
 
 def prepared(components: Components, words: list[str]) -> list[str]:
@@ -34,12 +36,20 @@ def check_words(components: Components, words: list[str]) -> None:
         if name not in names:
             raise ValueError(f"unknown command {name!r}.{nearest(name, names)}")
         components = components[name]
-    options = [*inspect.signature(components).parameters, *OWN]
+    parameters = inspect.signature(components).parameters
+    options = [*parameters, *OWN]
     for word in rest:
-        name = word[2:].split("=")[0].split(".")[0].rstrip("+")
-        if word.startswith("--") and name and name not in options:
+        name, _, part = word[2:].split("=")[0].rstrip("+").partition(".")
+        if not word.startswith("--") or not name:
+            continue
+        if name not in options:
             valid = [f"--{option}" for option in options]
             raise ValueError(f"unknown option --{name}.{nearest(f'--{name}', valid)}")
+        default = parameters[name].default if name in parameters else None
+        if part and is_dataclass(default):
+            known = [field.name for field in fields(default)]
+            if part.split(".")[0] not in known:
+                raise ValueError(f"--{name} has no option {part!r}.{nearest(part, known)}")
 
 
 def leading_list(components: Components, words: list[str]) -> list[str]:
@@ -59,11 +69,14 @@ def leading_list(components: Components, words: list[str]) -> list[str]:
 
 
 def bare_flags(components: Components, words: list[str]) -> list[str]:
-    """Let `--overwrite` alone mean `--overwrite true`, for every option that is a bool."""
+    """Let `--overwrite` alone mean `--overwrite true`, for every option that is a bool.
+
+    Alone is before anything but a word for yes, no or nothing: `--json MODEL DATA` is a flag, too.
+    """
     flags = _options(components, "bool")
     following = [*words[1:], "--"]
     return [
-        f"{word}=true" if word in flags and after.startswith("--") else word
+        f"{word}=true" if word in flags and after.lower() not in SAID else word
         for word, after in zip(words, following, strict=False)
     ]
 

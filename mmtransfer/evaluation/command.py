@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mmtransfer.data.rows import Rows, columns_of, load_rows
@@ -106,7 +107,7 @@ def print_summary(results: Mapping[str, Any]) -> None:
     console = Console()
     for name, task in results["tasks"].items():
         table = Table(
-            title=f"{name}: {task['labelled']} labelled of {results['rows']} rows",
+            title=f"{escape(name)}: {task['labelled']} labelled of {results['rows']} rows",
             title_justify="left",
         )
         table.add_column("metric")
@@ -124,8 +125,12 @@ def print_summary(results: Mapping[str, Any]) -> None:
         if "contributions" in task:
             for modality, share in task["contributions"]["accuracy"]["of_modalities"].items():
                 bounds = f"{share['low']:.4f} to {share['high']:.4f}"
-                table.add_row(f"contribution of {modality}", f"{share['value']:.4f}", bounds)
+                table.add_row(
+                    f"contribution of {escape(modality)}", f"{share['value']:.4f}", bounds
+                )
         console.print(table)
         if task.get("without_rows"):
             classes = ", ".join(map(str, task["without_rows"]))
-            console.print(f"classes without rows, left out: {classes}", highlight=False)
+            console.print(
+                f"classes without rows, left out: {classes}", highlight=False, markup=False
+            )

@@ -17,14 +17,15 @@ Results = Mapping[str, Any]
 def draw(results: Results, folder: Path) -> list[str]:
     """Write PNG files of all that there is; -> their names."""
     written: list[str] = []
+    stems = file_stems(list(results["tasks"]))
     for task, found in results["tasks"].items():
         if "classes" not in found:
             continue
         for kind, picture in BY_TASK.items():
-            path = folder / f"{re.sub('[^0-9A-Za-z_-]', '_', task)}-{kind}.png"
+            path = folder / f"{stems[task]}-{kind}.png"
             if picture(task, found, path):
                 written.append(path.name)
-    if results["robustness"]["subsets"]:
+    if any(results["robustness"]["subsets"].values()):  # not without any label
         draw_subsets(results["robustness"]["subsets"], folder / "subsets.png")
         draw_noise(results["robustness"], folder / "noise.png")
         written += ["subsets.png", "noise.png"]
@@ -37,6 +38,17 @@ def draw(results: Results, folder: Path) -> list[str]:
     return written
 
 
+def file_stems(names: list[str]) -> dict[str, str]:
+    """Names of files by name, of letters and digits, numbered where they would be the same."""
+    found: dict[str, str] = {}
+    for name in names:
+        stem = re.sub(r"[^\w-]", "_", name)
+        taken = {other.lower() for other in found.values()}
+        others = (f"{stem}-{k}" for k in range(2, len(names) + 2))
+        found[name] = next(s for s in (stem, *others) if s.lower() not in taken)
+    return found
+
+
 @contextmanager
 def canvas(path: Path, title: str, size: tuple[float, float] = (5.5, 4.2)) -> Iterator[Any]:
     """Yields the axes of a picture, and writes it."""
@@ -45,17 +57,18 @@ def canvas(path: Path, title: str, size: tuple[float, float] = (5.5, 4.2)) -> It
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=size)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.set_title(title, loc="left")
-    try:
-        yield axes
-        figure.tight_layout()
-        figure.savefig(path, dpi=150)
-    finally:
-        pyplot.close(figure)
+    with pyplot.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        figure, axes = pyplot.subplots(figsize=size)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.set_title(title, loc="left")
+        try:
+            yield axes
+            figure.tight_layout()
+            figure.savefig(path, dpi=150)
+        finally:
+            pyplot.close(figure)
 
 
 def draw_reliability(task: str, found: Results, path: Path) -> bool:

@@ -37,6 +37,13 @@ class Run:
             return {name: task["metrics"] for name, task in self.evaluation["tasks"].items()}
         return {name: dict(found) for name, found in self.metrics.get(self.split, {}).items()}
 
+    def judged(self, task: str) -> int | None:
+        """How many labelled rows the scores of a task are about, None where it has none."""
+        if self.evaluation is not None:
+            count: int | None = self.evaluation["tasks"].get(task, {}).get("labelled")
+            return count
+        return self.metrics.get(self.split, {}).get(task, {}).get("rows")
+
     def intervals(self, task: str) -> Mapping[str, Mapping[str, float]]:
         """Bootstrap intervals by metric, where there are."""
         found = (self.evaluation or {}).get("tasks", {}).get(task, {})

@@ -46,7 +46,7 @@ def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
         pick = min if metric in SMALLER else max
         ends = {v for v, _ in known}
         best.append(pick(known)[1] if len(ends) > 1 else None)
-    counts = {found.get("rows") for found in scores if "rows" in found}
+    counts = [run.judged(task) for run in runs]
     intervals = any(run.intervals(task) for run in runs)
     said = ", with 95 % bootstrap intervals where there are" if intervals else ""
     caption = f"{task}: metrics by run{said}; the best of a line is bold"
@@ -62,8 +62,8 @@ def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
         upper = 1.0 if shown_metric in SHARES else None
         parts.append(bars(f"{task} by run", shown, shown_metric.replace("_", " "), upper))
     note = ""
-    if len(counts) > 1:
-        told = ", ".join(str(found.get("rows", "?")) for found in scores)
+    if len({count for count in counts if count is not None}) > 1:
+        told = ", ".join("?" if count is None else str(count) for count in counts)
         note = f"These runs were judged on different numbers of rows ({told}): compare with care."
     return Section(key_of(f"task {task}"), f"Task: {task}", parts, note=note)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def choose_command(
     strategy_options: dict[str, Any] | None = None,
     training: TrainingOptions = TrainingOptions(),  # noqa: B008 - jsonargparse reads it
     output: Path | None = None,
+    json: bool = False,
 ) -> None:
     """Rank encoders and sets of them before training; name a strategy and the command.
 
@@ -46,6 +48,7 @@ def choose_command(
         strategy_options: of the verification: epochs, lr, weight_decay
         training: batch size, precision, seed, cache and the like
         output: directory for choice.json and choice.png
+        json: print JSON
     """
     if not data or not encoders or not tasks:
         raise ValueError("data, encoders and tasks are needed: --data, --encoders and --tasks")
@@ -62,14 +65,18 @@ def choose_command(
         components,
         model_options,
         strategy_options,
-        training,
+        replace(training, progress=training.progress and not json),
     )
-    show(choice)
+    about = {"versions": versions(), "hardware": hardware(), "data": data, "tasks": tasks}
+    text = dumps(about | plain(choice.summary()), indent=1)
+    if json:
+        print(text)
+    else:
+        show(choice)
     if output is None:
         return
     output.mkdir(parents=True, exist_ok=True)
-    about = {"versions": versions(), "hardware": hardware(), "data": data, "tasks": tasks}
-    text = json.dumps(about | plain(choice.summary()), indent=1)
     (output / "choice.json").write_text(text + "\n")
     draw(choice, output / "choice.png")
-    print(f"\nchoice.json and choice.png are in {output}")
+    if not json:
+        print(f"\nchoice.json and choice.png are in {output}")

@@ -55,6 +55,11 @@ class Scorer:
             kept = np.flatnonzero(codes != IGNORE)
             if split == "train":
                 self.labelled, self.classes = len(kept), len(np.unique(codes[kept]))
+                if self.classes < 2:
+                    raise ValueError(
+                        f"the {self.labelled} labelled training rows have one class in {name!r}: "
+                        "there is nothing to tell apart"
+                    )
             elif len(kept) < LEAST_UNSEEN:
                 continue
             if len(kept) > most_rows:

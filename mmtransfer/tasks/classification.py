@@ -198,6 +198,8 @@ class Classification(Task):
         )
 
         n = len(self._classes)
+        if n < 2:
+            raise ValueError(f"metrics need two classes or more, found only {self._classes[0]!r}")
         found: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(n, average="micro"),
             "f1_macro": MulticlassF1Score(n, average="macro"),

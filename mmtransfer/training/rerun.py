@@ -67,7 +67,8 @@ def rerun(run: Path, output: Path | None = None) -> list[Finding]:
     check_output(again, overwrite=False)
     kept = {n: v for n, v in os.environ.items() if not SETTINGS.fullmatch(n)}
     print(shlex.join(command), file=sys.stderr)
-    done = subprocess.run(command, cwd=record["directory"], env=kept | record["settings"])
+    # What the run prints is not what this prints: to standard error.
+    done = subprocess.run(command, cwd=record["directory"], env=kept | record["settings"], stdout=2)
     if done.returncode:
         raise ChildProcessError(f"the repeated run ended with exit code {done.returncode}")
     return compare(run, again)

@@ -223,6 +223,11 @@ def _inject(config: Any, encoder: Encoder) -> None:
 
     inject_adapter_in_model(config, bare(encoder))
     encoder.peft_config = {"default": config}  # type: ignore[assignment]
+    for layer in _layers(encoder).values():
+        base = layer.get_base_layer()
+        for name in getattr(base, "__constants__", ()):
+            if not hasattr(layer, name):  # stride, say: some encoders ask before they call it
+                setattr(layer, name, getattr(base, name))
 
 
 def _by_encoder(model: TransferModel, adapters: Mapping[str, Adapter | None]) -> dict[str, Adapter]:

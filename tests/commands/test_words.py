@@ -11,13 +11,17 @@ import pytest
 
 from mmtransfer.cli import main
 from mmtransfer.commands.words import prepared
+from mmtransfer.training.options import TrainingOptions
 
 
 def look(names: list[str], deep: bool = False, wanted: list[str] | None = None) -> None: ...
 def touch(place: str, force: bool = False) -> None: ...
 
 
-COMMANDS = {"look": look, "store": {"_help": "x", "touch": touch}}
+def learn(training: TrainingOptions = TrainingOptions()) -> None: ...  # noqa: B008 - only read
+
+
+COMMANDS = {"look": look, "store": {"_help": "x", "touch": touch}, "learn": learn}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,8 @@ COMMANDS = {"look": look, "store": {"_help": "x", "touch": touch}}
         (["look", "a", "--wanted", "x", "y"], ["look", '["a"]', "--wanted", '["x", "y"]']),
         (["store", "touch", "a"], ["store", "touch", "a"]),
         (["store", "touch", "a", "--force"], ["store", "touch", "a", "--force=true"]),
+        (["store", "touch", "--force", "a"], ["store", "touch", "--force=true", "a"]),
+        (["store", "touch", "--force", "False", "a"], ["store", "touch", "--force", "False", "a"]),
         (["--help"], ["--help"]),
         ([], []),
     ],
@@ -43,10 +49,12 @@ def test_lists_and_flags_need_no_quotes(words: list[str], expected: list[str]) -
         (["store", "toch"], "unknown command 'toch'. Did you mean 'touch'? Valid: touch."),
         (["look", "a", "--dep"], "unknown option --dep. Did you mean '--deep'?"),
         (["store", "touch", "a", "--froce=true"], "Did you mean '--force'?"),
+        (["learn", "--training.batchsize", "3"], "Did you mean 'batch_size'?"),
+        (["learn", "--training.batchsize=3"], "--training has no option 'batchsize'"),
     ],
 )
 def test_misspelt_names_are_refused_with_the_nearest(words: list[str], told: str) -> None:
-    with pytest.raises(ValueError, match="unknown") as refused:
+    with pytest.raises(ValueError, match="unknown|no option") as refused:
         prepared(COMMANDS, words)
     assert told in str(refused.value)
 

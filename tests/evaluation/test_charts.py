@@ -39,3 +39,11 @@ def test_the_chart_is_a_picture_with_bars_of_the_right_height(tmp_path, monkeypa
     assert [[round(h) for h in group] for group in heights] == [[60], [85, 25]]
     with Image.open(tmp_path / "chart.png") as picture:
         assert picture.size[0] > 600
+
+
+def test_names_are_neither_formulas_nor_markup(tmp_path, capsys):
+    scores = {"[/red]": {"a$b_$": [0.5]}}
+    print_scores(scores, "[/]")
+    assert "[/red]" in capsys.readouterr().out
+    chart_scores(scores, "a$b_$", tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").is_file()

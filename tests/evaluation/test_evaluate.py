@@ -18,6 +18,7 @@ from PIL import Image
 from mmtransfer.cli import main
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.evaluation.calibration import calibration_error
+from mmtransfer.evaluation.command import print_summary
 from mmtransfer.evaluation.encoded import decide, encode_rows
 from mmtransfer.evaluation.evaluate import Options, evaluate
 from mmtransfer.fusion.base import build_fusion
@@ -135,6 +136,25 @@ def test_numbers_of_classes_that_the_data_names_are_these_classes(trained, rows_
     data = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
     found, expected = encode_rows(trained, data)[0], encode_rows(trained, rows)[0]
     assert torch.equal(found.targets["label"], expected.targets["label"])
+
+
+@pytest.mark.filterwarnings("error:No artists:UserWarning")
+def test_odd_names_and_rows_without_labels_are_drawn_and_printed(tmp_path, rows_of, capsys) -> None:
+    torch.manual_seed(0)
+    encoders = {name: build_encoder("mlp", shape=[4], widths=[8]) for name in MODALITIES}
+    joined = build_fusion("concat", dict.fromkeys(MODALITIES, 8), 8)
+    odd = ["$b_$", "[/red]", "c"]  # as formulas of matplotlib and markup of rich both are errors
+    names = ("a$b_$", "größe", "grüße", "gr_ße", "[/]")
+    model = TransferModel(encoders, joined, {n: Classification(odd) for n in names})
+    rows = [{**row, **dict.fromkeys(names, odd[0])} for row in rows_of(9, 3)]
+    results = evaluate(model, rows, output=tmp_path, options=QUICK)
+    assert len(set(results["pictures"])) == len(results["pictures"]) == 4 * len(names) + 2 + 2
+    assert {path.name for path in tmp_path.glob("*.png")} == set(results["pictures"])
+    print_summary(results)
+    assert "left out: [/red], c" in capsys.readouterr().out
+    unlabelled = [dict(row, **dict.fromkeys(names)) for row in rows]
+    drawn = evaluate(model, unlabelled, output=tmp_path, options=QUICK)["pictures"]
+    assert drawn == ["pca.png", "tsne.png"]
 
 
 @pytest.fixture

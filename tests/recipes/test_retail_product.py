@@ -105,7 +105,7 @@ def test_a_run_is_repeated_bit_by_bit(data, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     script = "from mmtransfer.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", script, "rerun", str(tmp_path / "out")],
+        [sys.executable, "-c", script, "rerun", str(tmp_path / "out"), "--json"],
         cwd=data,  # anywhere: the record names the directory
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -113,8 +113,9 @@ def test_a_run_is_repeated_bit_by_bit(data, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "tensors bit-equal" in done.stdout
-    assert "NO" not in done.stdout.split()
+    findings = json.loads(done.stdout)
+    assert any("tensors bit-equal" in found["detail"] for found in findings)
+    assert all(found["same"] for found in findings)
     again = tmp_path / "out-rerun"
     assert json.loads((again / "run.json").read_text())["seed"] == 3
     weights = [

@@ -226,3 +226,16 @@ def test_the_command_writes_and_refuses(
     (run / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match=r"metrics.json is no readable JSON"):
         write_report([run])
+
+
+def test_runs_that_were_judged_on_different_rows_say_so(run: Path, tmp_path: Path) -> None:
+    fewer = tmp_path / "fewer"
+    shutil.copytree(run, fewer)
+    path = fewer / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text())
+    count = found["tasks"]["product"]["labelled"]
+    told = f"different numbers of rows ({count}, {count - 1})"
+    assert told not in write_report([run, fewer], output=tmp_path / "same.html").read_text()
+    found["tasks"]["product"]["labelled"] -= 1
+    path.write_text(json.dumps(found))
+    assert told in write_report([run, fewer], output=tmp_path / "apart.html").read_text()

@@ -239,3 +239,9 @@ def test_sets_have_one_encoder_per_column_small_ones_first() -> None:
     assert sets_of({"image": ["p", "q"], "text": ["r"]}, 3) == found[:3]
     assert label_of({"image": "hf:some/where/net?size=3", "text": "tiny-bert"}) == "net + tiny-bert"
     assert label_of({"image": "hf:runs/first/model"}) == "first/model"
+
+
+def test_a_single_class_is_refused(data: dict[str, Any]) -> None:
+    same = {split: [{**row, "kind": "a"} for row in of] for split, of in data.items()}
+    with pytest.raises(ValueError, match="one class in 'kind'"):
+        choose(same, {"a": WIDE}, TASKS, training=QUIET)

@@ -61,6 +61,13 @@ def test_the_command_ranks_verifies_and_prints_the_recipe(
     assert (tmp_path / "trained" / "metrics.json").is_file()
 
 
+def test_json_is_all_that_is_printed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["choose", "--data", str(data), "--encoders", "tiny-bert?width=16&layers=1"]
+    given += ["--tasks", '{"product": "classification"}', "--json", "--verify", "1"]
+    main([*given, "--strategy_options", '{"epochs": 1}'])
+    assert json.loads(capsys.readouterr().out)["command"].startswith("mmtransfer train")
+
+
 def test_a_mistake_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["choose", "--data", str(data), "--encoders", "tiny-vit", "--tasks"]
     with pytest.raises(SystemExit) as ended:

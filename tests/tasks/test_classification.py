@@ -300,3 +300,8 @@ def test_the_area_under_the_roc_curve_is_that_of_scikit_learn_and_chooses_the_ep
     assert "auroc" not in Classification(["a", "b"]).metrics()
     with pytest.raises(ValueError, match="Did you mean 'auroc'"):
         Classification(score="auroc_")
+
+
+def test_metrics_of_one_class_are_refused_in_plain_words() -> None:
+    with pytest.raises(ValueError, match="two classes or more, found only 'x'"):
+        Classification(["x"]).metrics()
