@@ -12,6 +12,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from mmtransfer import __version__
 from mmtransfer.commands.cache import cache_list, cache_prune, cache_verify
 from mmtransfer.commands.data import data_av_digits, data_checksum, data_retail
 from mmtransfer.commands.listing import encoders, fusions, methods, scores, strategies, tasks
@@ -48,6 +49,10 @@ def one_line_errors(name: str) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `mmtransfer` command."""
     given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"mmtransfer {__version__}")
+        return
+    given = given or ["--help"]
     if given[:1] == ["train"]:
         from mmtransfer.commands.recipe_file import recipe_words
 
@@ -129,6 +134,9 @@ def predict(
     from mmtransfer.data.rows import read_parquet
     from mmtransfer.model import TransferModel
 
+    if rows.is_dir():
+        files = ", ".join(sorted(path.name for path in rows.glob("*.parquet"))) or "none"
+        raise IsADirectoryError(f"{rows} is a directory: name one of its parquet files ({files})")
     if not rows.is_file():
         raise FileNotFoundError(f"no such file: {rows}")
     loaded = TransferModel.from_pretrained(model)

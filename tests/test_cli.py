@@ -134,7 +134,7 @@ def test_an_unreadable_value_is_named_or_counts_as_missing(
     assert answer["weights"] == {"image": 0, "text": 1}
 
 
-WRONG = [[], ["predikt"], ["predict"], ["fusions", "--all"], ["cache"], ["cache", "lst"]]
+WRONG = [["predikt"], ["predict"], ["fusions", "--all"], ["cache"], ["cache", "lst"]]
 
 
 @pytest.mark.parametrize("arguments", WRONG)

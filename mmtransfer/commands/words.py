@@ -37,11 +37,15 @@ def check_words(components: Components, words: list[str]) -> None:
             raise ValueError(f"unknown command {name!r}.{nearest(name, names)}")
         components = components[name]
     parameters = inspect.signature(components).parameters
-    options = [*parameters, *OWN]
+    bare = [name for name, p in parameters.items() if p.default is p.empty]
+    options = [*(name for name in parameters if name not in bare), *OWN]
     for word in rest:
         name, _, part = word[2:].split("=")[0].rstrip("+").partition(".")
         if not word.startswith("--") or not name:
             continue
+        if name in bare:
+            asked = " ".join(map(str.upper, bare))
+            raise ValueError(f"--{name} is no option here, it comes without a name: {asked}")
         if name not in options:
             valid = [f"--{option}" for option in options]
             raise ValueError(f"unknown option --{name}.{nearest(f'--{name}', valid)}")

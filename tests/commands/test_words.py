@@ -49,6 +49,7 @@ def test_lists_and_flags_need_no_quotes(words: list[str], expected: list[str]) -
         (["store", "toch"], "unknown command 'toch'. Did you mean 'touch'? Valid: touch."),
         (["look", "a", "--dep"], "unknown option --dep. Did you mean '--deep'?"),
         (["store", "touch", "a", "--froce=true"], "Did you mean '--force'?"),
+        (["look", "--names", "a"], "--names is no option here, it comes without a name: NAMES"),
         (["learn", "--training.batchsize", "3"], "Did you mean 'batch_size'?"),
         (["learn", "--training.batchsize=3"], "--training has no option 'batchsize'"),
     ],
@@ -102,3 +103,19 @@ def test_lists_come_as_json(family: str, capsys: pytest.CaptureFixture[str]) -> 
 
     main([family, "--json"])
     assert json.loads(capsys.readouterr().out) == getattr(registry, family).describe()
+
+
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 0
+    assert "train" in capsys.readouterr().out
+    main(["--version"])
+    assert capsys.readouterr().out.startswith("mmtransfer ")
+
+
+def test_a_directory_is_no_file_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test.parquet").touch()
+    with pytest.raises(SystemExit):
+        main(["predict", "model", str(tmp_path)])
+    assert "name one of its parquet files (test.parquet)" in capsys.readouterr().err
