@@ -36,23 +36,28 @@ BASELINE = "source only"
 BASELINES = dict.fromkeys(("accuracy", "source"), BASELINE)
 LEAST_BETTER = 3
 SETTING, BIASED = "clean to corrupted", "biased to whole"
-LR, EPOCHS, BATCH = 2e-3, 20, 64
+LR, PLAIN_LR, EPOCHS, BATCH = 2e-3, 1e-3, 20, 64
 #: as `--tune` found them
 MEMBERS: dict[str, list[dict[str, Any]]] = {
     BASELINE: [],
     "mmd": [{"name": "mmd", "weight": 1.0}],
-    "coral": [{"name": "coral", "weight": 1e4}],
+    "coral": [{"name": "coral", "weight": 1e3}],
     "dann": [{"name": "dann", "weight": 0.1}],
-    "cdan": [{"name": "cdan", "weight": 0.1}],
-    "self_training": [{"name": "self_training", "threshold": 0.7}],
-    "importance_weights": [{"name": "importance_weights", "strength": 0.01}],
-    "kmm": [{"name": "kmm", "bound": 3.0}],
+    "cdan": [{"name": "cdan", "weight": 0.03}],
+    "self_training": [{"name": "self_training", "threshold": 0.9}],
+    "importance_weights": [{"name": "importance_weights", "strength": 1e-4}],
+    "kmm": [{"name": "kmm", "bound": 1.5}],
     "adabn": [],
     "mmd + self_training": [{"name": "mmd"}, {"name": "self_training", "threshold": 0.7}],
-    "adabn + mmd": [{"name": "mmd", "weight": 1.0}],
+    "adabn + mmd": [{"name": "mmd", "weight": 0.3}],
 }
 #: of the second table
-WEIGHTING = (BASELINE, "importance_weights", "kmm", "mmd")
+WEIGHTING: dict[str, list[dict[str, Any]]] = {
+    BASELINE: [],
+    "importance_weights": [{"name": "importance_weights", "strength": 0.01}],
+    "kmm": [{"name": "kmm", "bound": 3.0}],
+    "mmd": [{"name": "mmd", "weight": 1.0}],
+}
 STEEPNESS = 2.0  # of the chance to be drawn, over a standard deviation of that component
 #: what `--tune` tries, of the method that is listed last
 GRID: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -71,13 +76,13 @@ RATES = (1e-3, 2e-3, 5e-3)
 
 def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -> list[Cell]:
     """All members with all seeds, or the values to be tried."""
-    common = {"epochs": max(1, round(EPOCHS / shorter)), "lr": LR}
-    named = [(SETTING, name) for name in MEMBERS] + [(BIASED, name) for name in WEIGHTING]
-    found = []
-    for seed, (setting, name) in product(seeds, named):
-        methods = MEMBERS[name]
-        spec = common | {"methods": methods, "adabn": name.startswith("adabn")}
-        spec |= {"biased": setting == BIASED}
+    epochs, found = max(1, round(EPOCHS / shorter)), []
+    tables = {SETTING: MEMBERS, BIASED: WEIGHTING}
+    named = [(s, name, methods) for s, of in tables.items() for name, methods in of.items()]
+    for seed, (setting, name, methods) in product(seeds, named):
+        spec = {"epochs": epochs, "methods": methods, "biased": setting == BIASED}
+        adapted = name.startswith("adabn")
+        spec |= {"adabn": adapted, "lr": LR if methods or adapted else PLAIN_LR}
         if not tune:
             found.append(Cell("shift", setting, name, seed, spec))
             continue
