@@ -82,7 +82,10 @@ def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -
     for seed, (setting, name, methods) in product(seeds, named):
         spec = {"epochs": epochs, "methods": methods, "biased": setting == BIASED}
         adapted = name.startswith("adabn")
-        spec |= {"adabn": adapted, "lr": LR if methods or adapted else PLAIN_LR}
+        spec |= {
+            "adabn": adapted,
+            "lr": LR if methods or adapted or setting == BIASED else PLAIN_LR,
+        }
         if not tune:
             found.append(Cell("shift", setting, name, seed, spec))
             continue
