@@ -35,7 +35,7 @@ def choose_command(
 
     Args:
         data: directory with train, val and test parquet files, or hub id
-        encoders: specifications, each of the columns that it reads or as COLUMN=SPECIFICATION
+        encoders: as COLUMN=SPECIFICATION, or without COLUMN= where it can read one column only
         tasks: what to learn, by target column; the first one counts
         score: of features, by name (see `mmtransfer scores`)
         source: other data with such columns, whose distance to this is measured
