@@ -44,8 +44,8 @@ def choose_command(
         most_sets: how many sets of encoders are tried
         most_rows: on how many random training rows
         components: principal components of each encoder that count
-        model_options: of the verification: fusion, width and the like
-        strategy_options: of the verification: epochs, lr, weight_decay
+        model_options: of the verification: fusion, width, dropout, options of the fusion
+        strategy_options: of the verification, a linear probe: epochs, lr, weight_decay
         training: batch size, precision, seed, cache and the like
         output: directory for choice.json and choice.png
         json: print JSON

@@ -11,7 +11,7 @@ import pytest
 from accelerate.utils import set_seed
 
 from mmtransfer.encoders.base import build_encoder
-from mmtransfer.selection.candidates import by_column, label_of, sets_of
+from mmtransfer.selection.candidates import Pool, by_column, label_of, sets_of
 from mmtransfer.selection.choose import Choice, choose
 from mmtransfer.selection.joined import Standard, joined
 from mmtransfer.selection.ranking import Candidate, recommend
@@ -174,6 +174,24 @@ def test_sources_are_ordered_by_distance(data: dict[str, Any], tmp_path: Path) -
             assert value < far[column][name], name
     assert far["a"]["proxy_a"] == 2
     assert any("nearest first" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("there", [0, 3])
+def test_a_source_without_values_is_told_before_anything_is_encoded(
+    data: dict[str, Any], tmp_path: Path, there: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = rows(40, 5)
+    for row in found[there:]:
+        row["b"] = None
+    values = pa.list_(pa.float64())
+    schema = pa.schema([*((name, values) for name in ("a", "b", "noise")), ("kind", pa.string())])
+    pq.write_table(pa.Table.from_pylist(found, schema), tmp_path / "train.parquet")
+    monkeypatch.setattr(Pool, "encode", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=f"{tmp_path} has 'b' in {there - bool(there)} rows"):
+        choose(data, {"a": WIDE, "b": WIDE}, TASKS, source=str(tmp_path), training=QUIET)
 
 
 def test_scores_can_be_chosen_and_the_count_of_sets_capped(data: dict[str, Any]) -> None:
