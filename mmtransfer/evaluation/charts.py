@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mmtransfer.drawing import drawing
+
 #: {group: {member: values, one per seed}}
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -53,12 +55,7 @@ def print_scores(scores: Scores, title: str, corner: str = "") -> None:
 
 def chart_scores(scores: Scores, title: str, path: Path, measure: str = "accuracy") -> None:
     """Grouped bars of a measure in percent, with deviation over seeds, written as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+    with drawing() as pyplot:
         members = members_of(scores)
         span = 0.8 / len(members)
         figure, axes = pyplot.subplots(figsize=(max(6.0, 2.2 * len(scores) + 2), 4.2))
