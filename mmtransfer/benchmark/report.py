@@ -79,7 +79,7 @@ def removal(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 def show(results: Results) -> None:
     """The tables."""
     rows, task = summarise(results), results["task"]
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     others = list(rows[0]["others"])
     headings = ("mean ± 95 %", "p", *map(escape, others), "ECE", "val", "rate", "parameters", "s")
     table = Table(title=f"{escape(task)}, test accuracy (%)", title_justify="left")

@@ -50,7 +50,7 @@ def print_scores(scores: Scores, title: str, corner: str = "") -> None:
                 text += f" ± {100 * deviation(found[name]):.1f}"
             cells.append(f"[bold]{text}[/bold]" if name == best else text)
         table.add_row(escape(group), *cells)
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def chart_scores(scores: Scores, title: str, path: Path, measure: str = "accuracy") -> None:

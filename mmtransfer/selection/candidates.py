@@ -98,7 +98,7 @@ def only_readable(spec: str, rows: Rows, inputs: Sequence[str]) -> str:
         )
     if len(found) > 1:
         raise ValueError(
-            f"encoder {spec!r} reads {' and '.join(found)}: write "
+            f"encoder {spec!r} reads {', '.join(found[:-1])} and {found[-1]}: write "
             f"{' or '.join(f'{name}={spec}' for name in found[:2])}"
         )
     return found[0]

@@ -17,7 +17,7 @@ SHOWN = 25
 
 def show(choice: Choice) -> None:
     """The ranking, the distances, what is recommended and why, and the command that follows."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     console.print(ranking(choice))
     hidden = len(choice.candidates) - SHOWN
     if hidden > 0:

@@ -9,7 +9,7 @@ import pytest
 
 from mmtransfer.benchmark.report import draw, show
 
-TASK, OTHER, COLUMN, FUSION = "$k_$[/red]", "$o_$[/blue]", "a$b_$[/green]", "$f_$[/b]"
+TASK, OTHER, COLUMN, FUSION = "$k_$[/red]:x:", "$o_$[/blue]", "a$b_$[/green]:x:", "$f_$[/b]"
 
 
 def results() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def results() -> dict[str, Any]:
     }
 
 
-def test_names_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_neither_markup_nor_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     show(results())
     told = capsys.readouterr().out
     for name, times in ((TASK, 2), (OTHER, 1), (COLUMN, 2), (FUSION, 3)):

@@ -12,10 +12,10 @@ from mmtransfer.selection.ranking import Candidate
 from mmtransfer.selection.report import draw, show
 
 
-def test_names_are_neither_formulas_nor_markup(
+def test_names_are_neither_formulas_nor_markup_nor_emoji(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    column, task, source = "a$b_$[/red]", "$k_$[/blue]", "[/green]"
+    column, task, source = "a$b_$[/red]:x:", "$k_$[/blue]", "[/green]"
     label = f"{column}: mlp"
     best = Candidate({column: "mlp"}, label, 0.5, None, 1, 1.0, 0.0, trained=0.5)
     choice = Choice(
