@@ -11,7 +11,7 @@ from typing import Any
 from mmtransfer.data.rows import Rows, check_rows, load_rows, with_label_names
 from mmtransfer.selection.advice import Advice, advise, estimate_minutes
 from mmtransfer.selection.candidates import Pool, by_column, sets_of
-from mmtransfer.selection.following import MODEL, command_for
+from mmtransfer.selection.following import command_for, model_of
 from mmtransfer.selection.ranking import Candidate, correlation, rank, reasons_for, recommend
 from mmtransfer.selection.scoring import Scorer, feature_score
 from mmtransfer.selection.sources import apart, check_values, farness
@@ -215,7 +215,7 @@ def train(
     started = time.perf_counter()
     encoders = {pair[0]: pool.encoders[pair] for pair in candidate.encoders.items()}
     model = build_model(
-        encoders, tasks, splits["train"], seed=training.seed, **{**MODEL, **(model_options or {})}
+        encoders, tasks, splits["train"], seed=training.seed, **model_of(model_options)
     )
     metrics = run(model, splits, strategy, training, title=candidate.label)
     name = next(iter(tasks))

@@ -33,7 +33,7 @@ def command_for(
     training: TrainingOptions | None = None,
 ) -> str:
     """Command or Python with all options that were given, so that it trains what was verified."""
-    model = {**MODEL, **(model_options or {})}
+    model = model_of(model_options)
     planned = options_of(strategy, strategy_options or {})
     changed = changes(training or TrainingOptions())
     if not isinstance(data, str | Path):
@@ -72,6 +72,18 @@ def python_for(
         f"plan = build_strategy({', '.join(filter(None, (repr(strategy), keywords(planned))))})\n"
         f"run(model, data, plan, TrainingOptions({keywords(changed)}))"
     )
+
+
+def model_of(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of `build_model`: those that are given, the others as `mmtransfer train` has them."""
+    given = given or {}
+    fusion = given.get("fusion")
+    own = (
+        {"dropout": fusion["dropout"]}
+        if isinstance(fusion, Mapping) and "dropout" in fusion
+        else {}
+    )
+    return {**MODEL, **own, **given}
 
 
 def options_of(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mmtransfer.commands.train import train_command
-from mmtransfer.selection.following import MODEL, command_for
+from mmtransfer.selection.following import MODEL, command_for, model_of
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, run
 from mmtransfer.transfer.base import build_strategy
@@ -39,6 +39,12 @@ def test_without_options_the_command_has_none() -> None:
 def test_verification_builds_what_training_does_by_default() -> None:
     usual = inspect.signature(train_command).parameters
     assert {name: usual[name].default for name in MODEL} == MODEL
+
+
+def test_drop_out_may_be_given_with_the_fusion() -> None:
+    fusion = {"name": "concat", "dropout": 0.1}
+    assert model_of({"fusion": fusion}) == {"fusion": fusion, "width": 512, "dropout": 0.1}
+    assert words_of("full", model_options={"fusion": fusion})["--dropout"] == "0.1"
 
 
 def test_all_that_was_given_is_in_the_command() -> None:
