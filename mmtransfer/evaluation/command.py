@@ -104,7 +104,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_summary(results: Mapping[str, Any]) -> None:
-    console = Console()
+    console = Console(emoji=False)
     for name, task in results["tasks"].items():
         table = Table(
             title=f"{escape(name)}: {task['labelled']} labelled of {results['rows']} rows",

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmtransfer.drawing import drawing
+
 BLUE, BROWN, GREY = "#35618f", "#b0703c", "#8a8a8a"
 LARGEST_MATRIX = 60  # classes; more cannot be told apart in a picture
 
@@ -52,12 +54,7 @@ def file_stems(names: list[str]) -> dict[str, str]:
 @contextmanager
 def canvas(path: Path, title: str, size: tuple[float, float] = (5.5, 4.2)) -> Iterator[Any]:
     """Yields the axes of a picture, and writes it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+    with drawing() as pyplot:
         figure, axes = pyplot.subplots(figsize=size)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
