@@ -43,8 +43,8 @@ def by_column(
 
     given: by column, or a list of `specification` or `column=specification`; one without a column
         is for the column, other than the targets, whose values it can read
-    Raises `ValueError` for unknown columns, and for an encoder without a column that reads none or
-    more than one: another column of labels must not become an input by itself.
+    Raises `ValueError` for unknown columns, for targets, and for an encoder without a column that
+    reads none or more than one: another column of labels must not become an input by itself.
     """
     names = columns_of(rows)
     if isinstance(given, Mapping):
@@ -60,6 +60,8 @@ def by_column(
     for name, spec in pairs:
         if name not in names:
             raise no_column(name, rows)
+        if name in set(targets):
+            raise ValueError(f"{name!r} is what is to be learned: it cannot be an input as well")
         known = sorted_in.setdefault(name, [])
         if spec not in known:
             known.append(spec)

@@ -253,6 +253,8 @@ def test_a_column_of_labels_is_no_input_by_itself() -> None:
         by_column(["tiny-bert?width=16"], shop, ["product"])
     assert by_column(["tiny-bert"], shop, ["product", "category"]) == {"text": ["tiny-bert"]}
     assert by_column(["text=tiny-bert"], shop, ["product"]) == {"text": ["tiny-bert"]}
+    with pytest.raises(ValueError, match="'product' is what is to be learned"):
+        by_column(["product=tiny-bert"], shop, ["product"])
     with pytest.raises(ValueError, match="all columns are targets"):
         by_column(["tiny-bert"], shop, list(shop[0]))
 
