@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmtransfer.data.rows import Rows, columns_of, load_rows
-from mmtransfer.evaluation.evaluate import RESULTS, Options, evaluate
+from mmtransfer.evaluation.evaluate import RESULTS, Options, evaluate, writable
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
 from mmtransfer.temperature import Temperature
@@ -100,7 +100,8 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
                 "outliers": task.get("outliers", {}),
             }
         found["tasks"][name] = short
-    return found | {"robustness": results["robustness"]["subsets"]}
+    told: dict[str, Any] = writable(found | {"robustness": results["robustness"]["subsets"]})
+    return told
 
 
 def print_summary(results: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def evaluate(
     outliers: rows of another kind, with the same columns, that a score should tell from `rows`
     run: metrics of the training run, for curves and forgetting
     output: directory for `evaluation.json` and pictures
-    -> only dictionaries, lists, strings and numbers; row numbers count within `rows`
+    -> only dictionaries, lists, strings and numbers; row numbers count within `rows`.  In the file
+        null stands for numbers that are not finite
     """
     options = options or Options()
     seen = Judged.of(model, rows, "evaluation", options)
@@ -91,6 +93,22 @@ def evaluate(
         results["forgetting"] = forgetting(run["source"]) if "source" in run else {}
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
+        results["pictures"] = []
+        write(results, output)  # before any picture, whose failure must not lose the numbers
         results["pictures"] = draw(results, output)
-        (output / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+        write(results, output)
     return results
+
+
+def write(results: Mapping[str, Any], output: Path) -> None:
+    content = json.dumps(writable(results), indent=1, allow_nan=False)
+    (output / RESULTS).write_text(content + "\n")
+
+
+def writable(value: Any) -> Any:
+    """The same value with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: writable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

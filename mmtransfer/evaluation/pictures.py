@@ -209,7 +209,7 @@ def draw_learning(curves: Results, path: Path) -> None:
         names = [n for n in curves if n == "train_loss" or n.endswith("/loss")]
         for name, colour in zip(names, colours(len(names)), strict=True):
             points = [(k + 1, v) for k, v in enumerate(curves[name]) if v is not None]
-            axes.plot(*zip(*points, strict=True), color=colour, label=name)
+            axes.plot([x for x, _ in points], [y for _, y in points], color=colour, label=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")

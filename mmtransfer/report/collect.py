@@ -77,11 +77,14 @@ def read_run(directory: Path) -> Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object, empty without the file.  Raises `ValueError` for what is no JSON object."""
+    """An object, empty without the file; None for NaN and infinity, which Python writes, too.
+
+    Raises `ValueError` for what is no JSON object.
+    """
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(), parse_constant=lambda _: None)
     except ValueError as error:
         raise ValueError(f"{path} is no readable JSON: {error}") from error
     if not isinstance(found, dict):

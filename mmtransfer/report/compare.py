@@ -57,7 +57,7 @@ def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
         for name, run, found in zip(names, runs, scores, strict=True):
             bounds = run.intervals(task).get(shown_metric)
             whisker = (bounds["low"], bounds["high"]) if bounds else None
-            if shown_metric in found:
+            if found.get(shown_metric) is not None:
                 shown.append((name, found[shown_metric], whisker))
         upper = 1.0 if shown_metric in SHARES else None
         parts.append(bars(f"{task} by run", shown, shown_metric.replace("_", " "), upper))

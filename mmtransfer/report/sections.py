@@ -36,7 +36,7 @@ def key_of(title: str) -> str:
 
 
 def main_metric(metrics: Mapping[str, float]) -> str | None:
-    names = [name for name in metrics if name not in COUNTED]
+    names = [name for name, value in metrics.items() if name not in COUNTED and value is not None]
     return next((name for name in MAIN if name in names), names[0] if names else None)
 
 
@@ -134,19 +134,24 @@ def modalities(run: Run) -> Section:
         metric = main_metric(together.get(task, {}))
         values = {f"{n} alone": found.get(task, {}) for n, found in alone.items()}
         values["together"] = together.get(task, {})
-        shown = [(n, found[metric], None) for n, found in values.items() if metric in found]
+        known = [(n, found.get(metric)) for n, found in values.items()]
+        shown = [(n, value, None) for n, value in known if value is not None]
         if metric and shown:
             title = f"{task}: trained on each modality alone"
             parts.append(bars(title, shown, metric.replace("_", " "), upper=1.0))
     robust = (run.evaluation or {}).get("robustness", {})
     subsets, noise = robust.get("subsets", {}), robust.get("noise", {})
     for task in run.scores() if subsets else ():
-        shown = [(n, scores[task], None) for n, scores in subsets.items() if task in scores]
+        reached = [(n, scores.get(task)) for n, scores in subsets.items()]
+        shown = [(n, score, None) for n, score in reached if score is not None]
         if shown:
             parts.append(bars(f"{task}: with only these modalities", shown, "score", upper=1.0))
         whole = next(iter(subsets.values())).get(task)
         levels = {
-            name: [(0.0, whole), *((float(k), v[task]) for k, v in found.items() if task in v)]
+            name: [
+                (0.0, whole),
+                *((float(k), v[task]) for k, v in found.items() if v.get(task) is not None),
+            ]
             for name, found in noise.items()
         }
         if levels and whole is not None:
@@ -172,7 +177,7 @@ def learning(run: Run) -> Section:
     if source:
         rows = [
             [f"{task}, {metric}", value, (after := source["after"].get(task, {}).get(metric)),
-             None if after is None else value - after]
+             None if after is None or value is None else value - after]
             for task, before in source["before"].items()
             for metric, value in before.items() if metric not in COUNTED
         ]  # fmt: skip

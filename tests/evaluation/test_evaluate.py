@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from PIL import Image
 from mmtransfer.cli import main
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.evaluation.calibration import calibration_error
-from mmtransfer.evaluation.command import print_summary
+from mmtransfer.evaluation.command import print_summary, summary
 from mmtransfer.evaluation.encoded import decide, encode_rows
 from mmtransfer.evaluation.evaluate import Options, evaluate
 from mmtransfer.fusion.base import build_fusion
@@ -222,3 +223,31 @@ def test_training_drops_a_temperature_that_was_fitted_to_other_weights(
     data = {"train": rows_of(8, 0)}
     run(model, data, Strategy([Phase(1, 1e-3)]), TrainingOptions(progress=False))
     assert model.temperature == Temperature()
+
+
+def test_a_drawing_that_fails_loses_no_numbers(trained, rows_of, tmp_path, monkeypatch) -> None:
+    def broken(results: Any, folder: Path) -> list[str]:
+        raise OSError("no space left")
+
+    module = importlib.import_module("mmtransfer.evaluation.evaluate")
+    monkeypatch.setattr(module, "draw", broken)
+    with pytest.raises(OSError, match="no space"):
+        evaluate(trained, rows_of(9, 3), output=tmp_path, options=QUICK)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["tasks"]["label"]["labelled"] == 9
+    assert written["pictures"] == []
+
+
+def test_what_is_not_finite_is_null_in_the_file(trained, rows_of, tmp_path) -> None:
+    record = {"train_loss": math.nan, "validation": {"label": {"loss": math.inf}}}
+    run = {"history": [record, record | {"train_loss": 1.0}]}
+    results = evaluate(trained, rows_of(9, 3), run=run, output=tmp_path, options=QUICK)
+
+    def refused(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (tmp_path / "evaluation.json").read_text()
+    curves = json.loads(text, parse_constant=refused)["learning"]
+    assert curves == {"train_loss": [None, 1.0], "label/loss": [None, None]}
+    results["tasks"]["label"]["metrics"]["accuracy"] = math.nan
+    assert summary(results)["tasks"]["label"]["metrics"]["accuracy"] is None

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -239,3 +240,21 @@ def test_runs_that_were_judged_on_different_rows_say_so(run: Path, tmp_path: Pat
     found["tasks"]["product"]["labelled"] -= 1
     path.write_text(json.dumps(found))
     assert told in write_report([run, fewer], output=tmp_path / "apart.html").read_text()
+
+
+def test_numbers_that_are_missing_or_not_finite_are_dashes(run: Path, other: Path) -> None:
+    path = run / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["tasks"]["product"]["metrics"]["accuracy"] = None
+    for scores in found["robustness"]["subsets"].values():
+        scores["product"] = None
+    found["robustness"]["noise"]["audio"]["1.0"]["product"] = None
+    path.write_text(json.dumps(found))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["history"][1]["train_loss"] = math.nan
+    metrics["source"]["before"]["product"]["accuracy"] = math.nan
+    metrics["single"]["image"]["product"]["accuracy"] = math.nan
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    for page in (write_report([run]), write_report([run, other])):
+        assert "accuracy –" in Page(page).text
+        assert "nan" not in Page(page).text.split()
