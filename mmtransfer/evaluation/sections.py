@@ -124,7 +124,7 @@ def about_classes(
     matrix = confusion_matrix(z, y)
     found["confusion"] = {
         "matrix": matrix.tolist(),
-        "pairs": confused_pairs(matrix, names),
+        "pairs": confused_pairs(z, y, names, numbers),
         "mistakes": worst_mistakes(z, y, names, numbers, options.mistakes),
     }
     return found

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mmtransfer.report.charts import Chart, Table, bars, lines, matrix, scatter
 from mmtransfer.report.collect import Run
-from mmtransfer.report.mistakes import Mistake
+from mmtransfer.report.mistakes import Wrong
 
 #: metrics of at most 1, in the order in which a reader asks for them
 MAIN = ("accuracy", "auroc", "f1_macro", "r2")
 SHARES = ("accuracy", "auroc", "f1_macro")
 COUNTED = ("rows", "loss")
+NOTHING = Wrong()
 MAPS = {"pca": "PCA", "tsne": "t-SNE"}
 SCORES = {"max_softmax": "maximum softmax", "energy": "energy", "mahalanobis": "Mahalanobis"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and what stands below it: tables, figures, and perhaps mistakes."""
+    """A heading, and what stands below it: tables, figures, and perhaps rows that are wrong."""
 
     key: str
     title: str
     parts: Sequence[Chart | Table] = ()
-    mistakes: Sequence[Mistake] = field(default=())
+    wrong: Wrong = NOTHING
     note: str = ""
 
 
@@ -40,14 +41,14 @@ def main_metric(metrics: Mapping[str, float]) -> str | None:
     return next((name for name in MAIN if name in names), names[0] if names else None)
 
 
-def of_run(run: Run, mistakes: Mapping[str, Sequence[Mistake]], note: str) -> list[Section]:
-    """All there is to say about a run.  mistakes: by task; note: why they are without inputs"""
-    found = [about_task(run, task, mistakes.get(task, ()), note) for task in run.scores()]
+def of_run(run: Run, wrong: Mapping[str, Wrong], note: str) -> list[Section]:
+    """All there is to say about a run.  wrong: by task; note: why mistakes are without inputs"""
+    found = [about_task(run, task, wrong.get(task, NOTHING), note) for task in run.scores()]
     found += [modalities(run), learning(run), maps(run), settings(run), surroundings(run)]
-    return [section for section in found if section.parts or section.mistakes]
+    return [section for section in found if section.parts]
 
 
-def about_task(run: Run, name: str, mistakes: Sequence[Mistake], note: str) -> Section:
+def about_task(run: Run, name: str, wrong: Wrong, note: str) -> Section:
     """Metrics, classes, confusions, calibration of one task."""
     metrics, intervals = run.scores()[name], run.intervals(name)
     columns = ["metric", "value", *(("from", "to") if intervals else ())]
@@ -82,7 +83,7 @@ def about_task(run: Run, name: str, mistakes: Sequence[Mistake], note: str) -> S
         heads = ["class", *(c.replace("_", " ") for c in columns)]
         parts.append(Table(f"{len(classes)} classes", heads, classes))
     said = note if task.get("confusion", {}).get("mistakes") else ""
-    return Section(key_of(f"task {name}"), f"Task: {name}", parts, mistakes, said)
+    return Section(key_of(f"task {name}"), f"Task: {name}", parts, wrong, said)
 
 
 def contributions(found: Mapping[str, Any]) -> Chart:

@@ -96,7 +96,12 @@ def test_mistakes_have_their_inputs(run: Path, data: Path) -> None:
     evaluation = json.loads((run / "evaluation/evaluation.json").read_text())
     mistakes = evaluation["tasks"]["product"]["confusion"]["mistakes"]
     assert len(mistakes) == 6
-    rows = [mistake["row"] for mistake in mistakes]
+    pairs = evaluation["tasks"]["product"]["confusion"]["pairs"]
+    rows = [example["row"] for pair in pairs[:6] for example in pair["examples"][:2]]
+    assert rows
+    for pair in pairs[:6]:
+        assert f"{pair['truth']} taken for {pair['predicted']} {pair['rows']} row" in page.text
+    rows += [mistake["row"] for mistake in mistakes]
     pictures, sounds = page.all("img"), page.all("audio")
     assert len(pictures) == sum(row % 7 != 6 for row in rows)
     assert len(sounds) == 2
@@ -112,6 +117,22 @@ def test_mistakes_have_their_inputs(run: Path, data: Path) -> None:
         assert TEXTS[row % 4] is None or TEXTS[row % 4] in page.text
     assert "missing" in page.text
     assert "are shown with --data" not in page.text
+    for row in rows:
+        assert f"Row {row} true" in page.text
+    assert "Most confused pairs Of each" in page.text
+    fewer = Page(write_report([run], str(data), mistakes=0))
+    assert not fewer.all("img")
+    assert "Most confused pairs Of each" not in Page(write_report([run])).text
+
+
+def test_players_are_shared_by_mistakes_and_pairs(run: Path, data: Path) -> None:
+    evaluation = json.loads((run / "evaluation/evaluation.json").read_text())
+    pairs = evaluation["tasks"]["product"]["confusion"]["pairs"]
+    page = Page(write_report([run], str(data), sounds=1 + len(pairs)))
+    told = [str(sound["aria-label"]) for sound in page.all("audio")]
+    assert len(told) == 1 + len(pairs)
+    shown = [example["row"] for pair in pairs for example in pair["examples"][:2]]
+    assert sum(f"audio of row {row}" in told for row in set(shown)) >= min(2, len(pairs))
 
 
 def test_nothing_of_a_run_becomes_html(run: Path, other: Path, data: Path) -> None:
