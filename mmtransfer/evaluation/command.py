@@ -63,10 +63,22 @@ def evaluate_saved(
         run=read_metrics(Path(model)),
         output=output,
         options=Options(**options),
+        about={
+            "model": place(model),
+            "data": place(data),
+            "split": split,
+            "calibrate_on": None if held is None else calibrate_on,
+            "outliers": place(outliers) if outliers else None,
+        },
     )
     if save_temperature:
         Temperature(results["temperature"]).save(Path(model))
     return results
+
+
+def place(name: str) -> str:
+    """The whole path of a directory or file, a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def inputs_of(rows: Rows, model: TransferModel) -> list[dict[str, Any]]:

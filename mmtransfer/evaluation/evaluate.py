@@ -26,6 +26,7 @@ from mmtransfer.evaluation.sections import (
     robustness,
 )
 from mmtransfer.model import TransferModel
+from mmtransfer.training.surroundings import versions
 
 RESULTS = "evaluation.json"
 
@@ -39,6 +40,7 @@ def evaluate(
     run: Mapping[str, Any] | None = None,
     output: Path | None = None,
     options: Options | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Metrics with intervals, calibration, contributions and more; each row is encoded once.
 
@@ -48,6 +50,8 @@ def evaluate(
     outliers: rows of another kind, with the same columns, that a score should tell from `rows`
     run: metrics of the training run, for curves and forgetting
     output: directory for `evaluation.json` and pictures
+    about: of the rows and the model, kept as it is beside seed and versions: the command names the
+        `model`, the `data`, the `split` and `calibrate_on`
     -> only dictionaries, lists, strings and numbers; row numbers count within `rows`.  In the file
         null stands for numbers that are not finite
     """
@@ -65,6 +69,7 @@ def evaluate(
         )
     subsets = subset_logits(model, seen.examples)
     results: dict[str, Any] = {
+        "about": {**(about or {}), "seed": options.seed, "versions": versions()},
         "rows": len(rows),
         "modalities": {n: int(f.present.sum()) for n, f in seen.examples.features.items()},
         "unreadable": {name: len(numbers) for name, numbers in seen.unreadable.items()},

@@ -31,6 +31,14 @@ class Run:
         """The rows that the metrics of the run are about."""
         return "test" if "test" in self.metrics else "validation"
 
+    @property
+    def judged_on(self) -> str | None:
+        """The split that the scores are of; None for an evaluation that does not say."""
+        if self.evaluation is None:
+            return self.split
+        split: str | None = self.evaluation.get("about", {}).get("split")
+        return split
+
     def scores(self) -> dict[str, dict[str, float]]:
         """Metrics by task: those of the evaluation, else of the run."""
         if self.evaluation is not None:

@@ -61,11 +61,16 @@ def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
                 shown.append((name, found[shown_metric], whisker))
         upper = 1.0 if shown_metric in SHARES else None
         parts.append(bars(f"{task} by run", shown, shown_metric.replace("_", " "), upper))
-    note = ""
+    splits = [run.judged_on for run, found in zip(runs, scores, strict=True) if found]
+    notes = []
+    if len({split for split in splits if split is not None}) > 1:
+        told = ", ".join(split or "?" for split in splits)
+        notes.append(f"These runs were judged on different splits ({told}): compare with care.")
     if len({count for count in counts if count is not None}) > 1:
         told = ", ".join("?" if count is None else str(count) for count in counts)
-        note = f"These runs were judged on different numbers of rows ({told}): compare with care."
-    return Section(key_of(f"task {task}"), f"Task: {task}", parts, note=note)
+        rows_told = f"These runs were judged on different numbers of rows ({told})"
+        notes.append(f"{rows_told}: compare with care.")
+    return Section(key_of(f"task {task}"), f"Task: {task}", parts, note=" ".join(notes))
 
 
 def settings(runs: Sequence[Run], names: Sequence[str]) -> Section:

@@ -126,6 +126,8 @@ def rows_of(run: Run, data: str, split: str) -> Sequence[Mapping[str, Any]]:
         raise ValueError(f"{data} has no split {split!r}.{nearest(split, splits)}")
     rows = splits[split]
     other = f"{run.directory} was evaluated on other rows than {split!r} of {data}"
+    if run.judged_on not in (split, None):
+        raise ValueError(f"{other}: on {run.judged_on!r}, see --split")
     if len(rows) != run.evaluation["rows"]:
         raise ValueError(f"{other}: {run.evaluation['rows']} rows, found {len(rows)}")
     for task, about in run.evaluation["tasks"].items():

@@ -76,6 +76,9 @@ def about_run(run: Run, data: str | None, split: str, mistakes: int, sounds: int
     for name in ("fusion", "strategy"):
         if isinstance(config.get(name), str):
             about.append(f"{name}: {config[name]}")
+    if run.judged_on not in ("test", None):
+        source = (run.evaluation or {}).get("about", {}).get("data")
+        about.append(f"judged on: {run.judged_on}{f' of {source}' if source else ''}")
     return rendered(run.name, about, sections, [(run.name, list(headline(run)))])
 
 

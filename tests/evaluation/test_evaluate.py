@@ -188,6 +188,17 @@ def test_the_command_prints_writes_and_calibrates(saved, tmp_path, capsys) -> No
     assert said["tasks"]["label"]["metrics"] == written["tasks"]["label"]["metrics"]
     assert said["tasks"]["label"]["without_rows"] == ["plum"]
     assert written["learning"] == {"train_loss": [1.0]}
+    about = written["about"]
+    assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
+    del about["versions"]
+    assert about == {
+        "model": str(model),
+        "data": str(data),
+        "split": "test",
+        "calibrate_on": "validation",
+        "outliers": None,
+        "seed": 0,
+    }
     assert not (model / "temperature.json").exists()
     with pytest.raises(SystemExit):
         main(given)

@@ -279,3 +279,19 @@ def test_numbers_that_are_missing_or_not_finite_are_dashes(run: Path, other: Pat
     for page in (write_report([run]), write_report([run, other])):
         assert "accuracy –" in Page(page).text
         assert "nan" not in Page(page).text.split()
+
+
+def test_the_split_is_named_where_it_is_not_test(run: Path, other: Path, data: Path) -> None:
+    path = run / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text())
+    assert "judged on" not in Page(write_report([run])).text
+    found["about"] |= {"split": "holdout", "data": "/data/<b>shop"}
+    path.write_text(json.dumps(found))
+    assert "judged on: holdout of /data/<b>shop" in Page(write_report([run])).text
+    assert "different splits (holdout, test)" in Page(write_report([run, other])).text
+    with pytest.raises(ValueError, match="on 'holdout', see --split"):
+        write_report([run], str(data))
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["validation"] = metrics.pop("test")
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    assert "judged on: validation" in Page(write_report([other])).text
