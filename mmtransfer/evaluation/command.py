@@ -17,6 +17,8 @@ from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
 from mmtransfer.temperature import Temperature
 
+RUN_FILES = ("metrics.json", "run.json")
+
 
 def evaluate_saved(
     model: str,
@@ -74,6 +76,14 @@ def evaluate_saved(
     if save_temperature:
         Temperature(results["temperature"]).save(Path(model))
     return results
+
+
+def default_output(model: str) -> Path:
+    """`evaluation` in the run that made a model, where `report` looks; else here."""
+    run = Path(model).absolute().parent
+    if Path(model).is_dir() and any((run / name).is_file() for name in RUN_FILES):
+        return run / "evaluation"
+    return Path("evaluation")
 
 
 def place(name: str) -> str:

@@ -19,15 +19,17 @@ from PIL import Image
 from mmtransfer.cli import main
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.evaluation.calibration import calibration_error
-from mmtransfer.evaluation.command import print_summary, summary
+from mmtransfer.evaluation.command import default_output, print_summary, summary
 from mmtransfer.evaluation.encoded import decide, encode_rows
 from mmtransfer.evaluation.evaluate import Options, evaluate
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
+from mmtransfer.report.collect import read_run
 from mmtransfer.tasks.classification import Classification
 from mmtransfer.temperature import Temperature
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import run
+from mmtransfer.training.surroundings import versions
 from mmtransfer.transfer.base import Phase, Strategy
 
 MODALITIES = ("image", "sound", "text")
@@ -189,8 +191,7 @@ def test_the_command_prints_writes_and_calibrates(saved, tmp_path, capsys) -> No
     assert said["tasks"]["label"]["without_rows"] == ["plum"]
     assert written["learning"] == {"train_loss": [1.0]}
     about = written["about"]
-    assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
-    del about["versions"]
+    assert about.pop("versions") == versions()
     assert about == {
         "model": str(model),
         "data": str(data),
@@ -209,6 +210,25 @@ def test_the_command_prints_writes_and_calibrates(saved, tmp_path, capsys) -> No
     assert "left out: plum" in out
     t = TransferModel.from_pretrained(model).temperature.by_task
     assert t == pytest.approx(written["temperature"])
+
+
+def test_an_evaluation_goes_where_the_report_of_its_run_looks(
+    saved, tmp_path, monkeypatch, capsys
+) -> None:
+    model, data = saved
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    main(["evaluate", str(model), str(data), "--resamples", "20"])
+    assert f"pictures are in {model.parent / 'evaluation'}" in capsys.readouterr().out
+    assert read_run(model.parent).evaluation is not None
+    assert list(elsewhere.iterdir()) == []
+    monkeypatch.chdir(model)
+    assert default_output(".") == model.parent / "evaluation"
+    (model.parent / "metrics.json").rename(model.parent / "run.json")
+    assert default_output(".") == model.parent / "evaluation"
+    (model.parent / "run.json").unlink()
+    assert default_output(str(model)) == default_output("some/hub-id") == Path("evaluation")
 
 
 def test_wrong_splits_are_named(saved, tmp_path, capsys) -> None:
