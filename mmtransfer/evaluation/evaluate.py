@@ -83,7 +83,7 @@ def evaluate(
         if name in several and plain[name]["rows"]:
             found |= about_classes(name, task, seen, temperature, options)
             found["contributions"] = about_modalities(
-                task, subsets[name], targets[name], modalities, options
+                name, task, subsets[name], targets[name], modalities, temperature, options
             )
         results["tasks"][name] = found
         if name in several and (held is not None or strange is not None):

@@ -65,9 +65,10 @@ def found(trained, tmp_path_factory, rows_of) -> tuple[dict[str, Any], Path]:
     return results, output
 
 
-def test_the_numbers_are_those_of_predictions(found, trained, rows_of) -> None:
+def test_the_numbers_are_those_of_predictions(found, trained, rows_of, monkeypatch) -> None:
     results, _ = found
     rows = rows_of(150, 3)
+    monkeypatch.setattr(trained, "temperature", Temperature(results["temperature"]))
     answers = trained.predict(rows)
     right = [a["label"]["label"] == r["label"] for a, r in zip(answers, rows, strict=True)]
     right.pop(4)
@@ -82,6 +83,14 @@ def test_the_numbers_are_those_of_predictions(found, trained, rows_of) -> None:
     total = sum(share["value"] for share in shares["of_modalities"].values())
     assert total == pytest.approx(shares["all"] - shares["none"], abs=1e-12)
     assert len(task["contributions"]["predictions"]["predicted"]) == 150
+    assert abs(results["temperature"]["label"] - 1) > 0.05
+    explained = task["contributions"]["predictions"]["all"]
+    expected = [answer["label"]["probability"] for answer in answers]
+    assert explained == pytest.approx(expected, abs=1e-5)
+    for pair in task["confusion"]["pairs"]:
+        for example in pair["examples"]:
+            assert answers[example["row"]]["label"]["label"] == pair["predicted"]
+            assert expected[example["row"]] == pytest.approx(example["probability"], abs=1e-5)
     for mistake in task["confusion"]["mistakes"]:
         assert rows[mistake["row"]]["label"] == mistake["truth"] != mistake["predicted"]
         answer = answers[mistake["row"]]["label"]
