@@ -161,8 +161,8 @@ def evaluate(
     Args:
         model: directory of a saved model, or hub id
         data: directory with parquet files, or hub id
-        output: directory for evaluation.json and pictures, by default RUN/evaluation for the model of
-            a run, else evaluation
+        output: directory for evaluation.json and pictures; by default RUN/evaluation for a model
+            of a run, else evaluation
         split: the rows that are judged
         calibrate_on: split that temperatures are fitted on; left out where there is none
         outliers: data of another kind, whose split of the same name should look strange

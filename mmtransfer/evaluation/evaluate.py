@@ -26,6 +26,7 @@ from mmtransfer.evaluation.sections import (
     robustness,
 )
 from mmtransfer.model import TransferModel
+from mmtransfer.temperature import Temperature
 from mmtransfer.training.surroundings import versions
 
 RESULTS = "evaluation.json"
@@ -45,8 +46,8 @@ def evaluate(
     """Metrics with intervals, calibration, contributions and more; each row is encoded once.
 
     calibrate_on: labelled rows that the model was not trained on, for temperatures and for what
-        the Mahalanobis distance takes as usual; without them a temperature that the model has is
-        judged
+        the Mahalanobis distance takes as usual; for a task without labels there, a temperature that
+        the model has is judged
     outliers: rows of another kind, with the same columns, that a score should tell from `rows`
     run: metrics of the training run, for curves and forgetting
     output: directory for `evaluation.json` and pictures
@@ -64,9 +65,10 @@ def evaluate(
     temperature = model.temperature
     if held is not None:
         known = {name: held.labelled(name, task) for name, task in several.items()}
-        temperature = fit_temperatures(
+        fitted = fit_temperatures(
             {n: z for n, (z, _) in known.items()}, {n: y for n, (_, y) in known.items()}
         )
+        temperature = Temperature({**temperature.by_task, **fitted.by_task})
     subsets = subset_logits(model, seen.examples)
     results: dict[str, Any] = {
         "about": {**(about or {}), "seed": options.seed, "versions": versions()},

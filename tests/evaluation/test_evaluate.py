@@ -240,6 +240,20 @@ def test_an_evaluation_goes_where_the_report_of_its_run_looks(
     assert default_output(str(model)) == default_output("some/hub-id") == Path("evaluation")
 
 
+def test_a_temperature_stays_where_none_can_be_fitted(saved, tmp_path, capsys) -> None:
+    model, data = saved
+    Temperature({"label": 2.5}).save(model)
+    rows = pq.read_table(data / "val.parquet")
+    unlabelled = rows.set_column(2, "label", pa.nulls(len(rows), pa.string()))
+    pq.write_table(unlabelled, data / "val.parquet")
+    given = ["evaluate", str(model), str(data), "--output", str(tmp_path / "out"), "--json"]
+    main([*given, "--save_temperature", "--resamples", "20"])
+    task = json.loads(capsys.readouterr().out)["tasks"]["label"]
+    assert task["temperature"] == 2.5
+    assert task["ece"].keys() == {"before", "after"}
+    assert TransferModel.from_pretrained(model).temperature.by_task == {"label": 2.5}
+
+
 def test_wrong_splits_are_named(saved, tmp_path, capsys) -> None:
     model, data = saved
     given = ["evaluate", str(model), str(data), "--output", str(tmp_path / "out")]
