@@ -12,6 +12,7 @@ from torch import Tensor
 from mmtransfer.evaluation.statistics import interval
 
 COUNTED = ("rows", "loss")  # of a split's metrics, those that are no score
+SHARES = ("accuracy", "auroc", "f1_macro")  # scores of 0 to 1 that are told in percent
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:

@@ -81,7 +81,11 @@ def evaluate(
     }
     plain = compute_metrics(model.tasks, Collected(seen.decided.logits, targets))
     for name, task in model.tasks.items():
-        found: dict[str, Any] = {"labelled": plain[name]["rows"], "metrics": plain[name]}
+        found: dict[str, Any] = {
+            "labelled": plain[name]["rows"],
+            "score": task.score,
+            "metrics": plain[name],
+        }
         if name in several and plain[name]["rows"]:
             found |= about_classes(name, task, seen, temperature, options)
             found["contributions"] = about_modalities(

@@ -135,7 +135,11 @@ def test_rows_without_labels_or_a_modality_are_judged_as_far_as_they_go(trained,
     rows = [{**row, "label": None, "text": None} for row in rows_of(6, 3)]
     results = evaluate(trained, rows, options=QUICK)
     assert results["modalities"]["text"] == 0
-    assert results["tasks"]["label"] == {"labelled": 0, "metrics": {"rows": 0}}
+    assert results["tasks"]["label"] == {
+        "labelled": 0,
+        "score": "accuracy",
+        "metrics": {"rows": 0},
+    }
     assert set(results["robustness"]["noise"]) == {"image", "sound"}
 
 
