@@ -37,8 +37,7 @@ def draw_forgetting(found: Mapping[str, Mapping[str, Mapping[str, float]]], path
         axes.margins(x=0.12)
         axes.set_yticks(range(len(bars)), list(bars))
         axes.invert_yaxis()
-        axes.set_xlabel("score")
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def draw_label_efficiency(
