@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmtransfer.evaluation.curves import COUNTED, SHARES
 from mmtransfer.report.charts import Chart, Table, bars, lines
 from mmtransfer.report.collect import Run
 from mmtransfer.report.sections import (
-    COUNTED,
-    SHARES,
     Section,
+    apart,
     cost,
     curves_of,
     key_of,
     main_metric,
-    worded,
+    setting_text,
 )
 
 #: of these the smallest is the best
@@ -27,7 +27,7 @@ def of_runs(runs: Sequence[Run], names: Sequence[str]) -> list[Section]:
     tasks = list(dict.fromkeys(task for run in runs for task in run.scores()))
     found = [about_task(runs, names, task) for task in tasks]
     found += [settings(runs, names), learning(runs, names, tasks), costs(runs, names)]
-    return [section for section in found if section.parts or section.note]
+    return apart(section for section in found if section.parts or section.note)
 
 
 def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
@@ -79,7 +79,7 @@ def settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
     keys = list(dict.fromkeys(key for values in found for key in values))
     rows = []
     for key in keys:
-        words = [worded(values[key]) if key in values else "" for values in found]
+        words = [setting_text(values[key]) if key in values else "" for values in found]
         if len(set(words)) > 1:
             rows.append([key, *words])
     if not rows:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
+from mmtransfer.evaluation.curves import COUNTED, SHARES, forgetting, learning_curves
 from mmtransfer.report.charts import Chart, Table, bars, lines, matrix, scatter
 from mmtransfer.report.collect import Run
 from mmtransfer.report.mistakes import Wrong
 
 #: metrics of at most 1, in the order in which a reader asks for them
 MAIN = ("accuracy", "auroc", "f1_macro", "r2")
-SHARES = ("accuracy", "auroc", "f1_macro")
-COUNTED = ("rows", "loss")
 NOTHING = Wrong()
 MAPS = {"pca": "PCA", "tsne": "t-SNE"}
 SCORES = {"max_softmax": "maximum softmax", "energy": "energy", "mahalanobis": "Mahalanobis"}
@@ -36,6 +36,16 @@ def key_of(title: str) -> str:
     return re.sub(r"\W+", "-", title).strip("-").lower() or "section"
 
 
+def apart(sections: Iterable[Section]) -> list[Section]:
+    """The same sections, with numbers behind keys that would come twice."""
+    found: dict[str, Section] = {}
+    for section in sections:
+        others = (f"{section.key}-{k}" for k in count(2))
+        key = next(key for key in chain([section.key], others) if key not in found)
+        found[key] = replace(section, key=key)
+    return list(found.values())
+
+
 def main_metric(metrics: Mapping[str, float]) -> str | None:
     names = [name for name, value in metrics.items() if name not in COUNTED and value is not None]
     return next((name for name in MAIN if name in names), names[0] if names else None)
@@ -45,7 +55,7 @@ def of_run(run: Run, wrong: Mapping[str, Wrong], note: str) -> list[Section]:
     """All there is to say about a run.  wrong: by task; note: why mistakes are without inputs"""
     found = [about_task(run, task, wrong.get(task, NOTHING), note) for task in run.scores()]
     found += [modalities(run), learning(run), maps(run), settings(run), surroundings(run)]
-    return [section for section in found if section.parts]
+    return apart(section for section in found if section.parts)
 
 
 def about_task(run: Run, name: str, wrong: Wrong, note: str) -> Section:
@@ -177,26 +187,24 @@ def learning(run: Run) -> Section:
     source = run.metrics.get("source")
     if source:
         rows = [
-            [f"{task}, {metric}", value, (after := source["after"].get(task, {}).get(metric)),
-             None if after is None or value is None else value - after]
-            for task, before in source["before"].items()
-            for metric, value in before.items() if metric not in COUNTED
-        ]  # fmt: skip
+            [f"{task}, {metric}", *values.values()]
+            for task, scores in forgetting(source).items()
+            for metric, values in scores.items()
+        ]
         parts.append(Table("On the source", ["score", "before", "after", "forgotten"], rows))
     return Section("learning", "Learning", parts)
 
 
 def curves_of(run: Run) -> dict[str, list[tuple[float, float]]]:
     """`train loss` and `task/metric` of the validation rows, by number of the epoch."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for epoch, record in enumerate(run.metrics.get("history", []), 1):
-        values = {"train loss": record.get("train_loss")}
-        for task, metrics in record.get("validation", {}).items():
-            values |= {f"{task}/{m}": v for m, v in metrics.items() if m != "rows"}
-        for name, value in values.items():
-            if value is not None:
-                found.setdefault(name, []).append((float(epoch), float(value)))
-    return found
+    curves = learning_curves(run.metrics.get("history", []))
+    return {
+        "train loss" if name == "train_loss" else name: [
+            (float(epoch), value) for epoch, value in enumerate(values, 1) if value is not None
+        ]
+        for name, values in curves.items()
+        if name != "phase"
+    }
 
 
 def maps(run: Run) -> Section:
@@ -213,14 +221,14 @@ def maps(run: Run) -> Section:
 
 
 def settings(run: Run) -> Section:
-    rows = [[name, worded(value)] for name, value in run.settings().items()]
+    rows = [[name, setting_text(value)] for name, value in run.settings().items()]
     parts = [Table("Configuration of the run", ["setting", "value"], rows)] if rows else []
     return Section("settings", "Settings", parts)
 
 
 def surroundings(run: Run) -> Section:
     """Time, device, versions, code and data."""
-    rows = [[name, worded(value)] for name, value in cost(run).items() if value is not None]
+    rows = [[name, setting_text(value)] for name, value in cost(run).items() if value is not None]
     record = run.record
     git = record.get("git") or {}
     changes = ", with uncommitted changes" if git.get("dirty") else ""
@@ -232,7 +240,7 @@ def surroundings(run: Run) -> Section:
         **{f"version of {n}": v for n, v in record.get("versions", {}).items()},
         **{f"rows of {s}": found.get("rows") for s, found in record.get("data", {}).items()},
     }
-    rows += [[name, worded(value)] for name, value in about.items() if value is not None]
+    rows += [[name, setting_text(value)] for name, value in about.items() if value is not None]
     parts = [Table("Where and how it ran", ["what", "value"], rows)] if rows else []
     return Section("surroundings", "Surroundings", parts)
 
@@ -250,14 +258,14 @@ def cost(run: Run) -> dict[str, Any]:
     }
 
 
-def worded(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting in words: nothing for None, lists with commas."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(worded(item) for item in value) or "none"
+        return ", ".join(setting_text(item) for item in value) or "none"
     if isinstance(value, int):
         return f"{value:,}".replace(",", " ")
     return str(value)

@@ -10,6 +10,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,11 @@ import soundfile
 from PIL import Image
 
 from mmtransfer.cli import main
+from mmtransfer.evaluation.curves import forgetting, learning_curves
+from mmtransfer.report.collect import read_run
 from mmtransfer.report.inputs import SIDE
 from mmtransfer.report.page import shown, write_report
+from mmtransfer.report.sections import curves_of
 
 from .conftest import EVIL, TEXTS
 
@@ -295,3 +300,42 @@ def test_the_split_is_named_where_it_is_not_test(run: Path, other: Path, data: P
     metrics["validation"] = metrics.pop("test")
     (other / "metrics.json").write_text(json.dumps(metrics))
     assert "judged on: validation" in Page(write_report([other])).text
+
+
+def test_tasks_of_similar_names_have_anchors_of_their_own(run: Path, other: Path) -> None:
+    for directory in (run, other):
+        shutil.rmtree(directory / "evaluation", ignore_errors=True)
+        metrics = json.loads((directory / "metrics.json").read_text())
+        scores = metrics["test"]["product"]
+        metrics["test"] = dict.fromkeys(("a b", "a-b", "a b 2", "A.b"), scores)
+        (directory / "metrics.json").write_text(json.dumps(metrics))
+    for path in (write_report([run]), write_report([run, other])):
+        page = Page(path)
+        ids = [str(heading["id"]) for heading in page.all("h2")]
+        assert len(ids) == len(set(ids))
+        assert ids[:4] == ["task-a-b", "task-a-b-2", "task-a-b-2-2", "task-a-b-3"]
+        links = [attributes["href"] for attributes in page.all("a")]
+        assert all(f"#{name}" in links for name in ids)
+
+
+def test_the_page_has_the_curves_and_the_forgetting_of_the_evaluation(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["source"]["after"]["product"] |= {"accuracy": 0.25}
+    metrics["history"][2]["train_loss"] = None
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    found = read_run(run)
+    for name, values in learning_curves(metrics["history"]).items():
+        if name != "phase":
+            points = curves_of(found)[name.replace("train_loss", "train loss")]
+            assert points == [(k, v) for k, v in enumerate(values, 1) if v is not None]
+    of_task = forgetting(metrics["source"])["product"]["accuracy"]
+    told = " ".join(shown(of_task[name]) for name in ("before", "after", "forgotten"))
+    assert f"product, accuracy {told}" in Page(write_report([run])).text
+
+
+def test_a_report_of_what_is_there_needs_no_torch(run: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mmtransfer.report.page import write_report; "
+        f"write_report([Path({str(run)!r})]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
