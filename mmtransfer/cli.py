@@ -152,7 +152,7 @@ def predict(
 def evaluate(
     model: str,
     data: str,
-    output: Path = Path("evaluation"),
+    output: Path | None = None,
     split: str = "test",
     calibrate_on: str = "validation",
     outliers: str | None = None,
@@ -169,7 +169,8 @@ def evaluate(
     Args:
         model: directory of a saved model, or hub id
         data: directory with parquet files, or hub id
-        output: directory for evaluation.json and pictures
+        output: directory for evaluation.json and pictures; by default RUN/evaluation for a model
+            of a run, else evaluation
         split: the rows that are judged
         calibrate_on: split that temperatures are fitted on; left out where there is none
         outliers: data of another kind, whose split of the same name should look strange
@@ -181,12 +182,18 @@ def evaluate(
         overwrite: replace the evaluation that the output directory holds
         json: print a summary as JSON
     """
-    from mmtransfer.evaluation.command import evaluate_saved, print_summary, summary
+    from mmtransfer.evaluation.command import (
+        default_output,
+        evaluate_saved,
+        print_summary,
+        summary,
+    )
 
+    where = default_output(model) if output is None else output
     results = evaluate_saved(
         model,
         data,
-        output,
+        where,
         split,
         calibrate_on,
         outliers,
@@ -202,7 +209,7 @@ def evaluate(
         print(dumps(summary(results)))
     else:
         print_summary(results)
-        print(f"evaluation.json and {len(results['pictures'])} pictures are in {output}")
+        print(f"evaluation.json and {len(results['pictures'])} pictures are in {where}")
 
 
 def rerun(run: Path, output: Path | None = None, json: bool = False) -> None:

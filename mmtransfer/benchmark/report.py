@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mmtransfer.benchmark.fusion import BASELINE
+from mmtransfer.drawing import drawing
 from mmtransfer.evaluation.charts import mean
 from mmtransfer.evaluation.statistics import interval, paired_p_value
 
@@ -77,15 +79,16 @@ def removal(results: Results) -> dict[str, dict[str, dict[str, float]]]:
 def show(results: Results) -> None:
     """The tables."""
     rows, task = summarise(results), results["task"]
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     others = list(rows[0]["others"])
-    table = Table(title=f"{task}, test accuracy (%)", title_justify="left")
+    headings = ("mean ± 95 %", "p", *map(escape, others), "ECE", "val", "rate", "parameters", "s")
+    table = Table(title=f"{escape(task)}, test accuracy (%)", title_justify="left")
     table.add_column("fusion", no_wrap=True)
-    for heading in ("mean ± 95 %", "p", *others, "ECE", "val", "rate", "parameters", "s"):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["fusion"],
+            escape(row["fusion"]),
             f"{100 * row['accuracy']:.1f} ± {100 * row['interval']:.1f}",
             "" if row["p"] is None else f"{row['p']:.3f}",
             *(f"{100 * row['others'][name]:.1f}" for name in others),
@@ -97,19 +100,20 @@ def show(results: Results) -> None:
         )
     console.print(table)
     names = list(rows[0]["subsets"])
-    table = Table(title=f"{task}, with only these modalities (%)", title_justify="left")
+    table = Table(title=f"{escape(task)}, with only these modalities (%)", title_justify="left")
     table.add_column("fusion", no_wrap=True)
     for name in names:
-        table.add_column(name.replace(" + ", "\n"), justify="right")
+        table.add_column(escape(name).replace(" + ", "\n"), justify="right")
     for row in rows:
-        table.add_row(row["fusion"], *(f"{100 * row['subsets'][name]:.1f}" for name in names))
+        cells = (f"{100 * row['subsets'][name]:.1f}" for name in names)
+        table.add_row(escape(row["fusion"]), *cells)
     console.print(table)
     for member, kept in removal(results).items():
-        table = Table(title=f"{member}: modalities removed", title_justify="left")
+        table = Table(title=f"{escape(member)}: modalities removed", title_justify="left")
         for heading in ("left", "removed at test", "trained without"):
             table.add_column(heading, justify="right" if heading != "left" else "left")
         for name, pair in kept.items():
-            table.add_row(name, *(f"{100 * value:.1f}" for value in pair.values()))
+            table.add_row(escape(name), *(f"{100 * value:.1f}" for value in pair.values()))
         console.print(table)
 
 
@@ -145,67 +149,65 @@ def markdown(rows: Sequence[Mapping[str, Any]], removed: Mapping[str, Any]) -> s
 
 def draw(results: Results, folder: Path) -> list[Path]:
     """Pictures: accuracies with intervals, a map of the subsets, curves under noise."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows, task = summarise(results), results["task"]
     labels = [row["fusion"] for row in rows]
     height = 0.34 * len(rows) + 1.4
     paths = [folder / f"{name}.png" for name in ("accuracy", "subsets", "noise")]
 
-    figure, axes = pyplot.subplots(figsize=(7.5, height))
-    values = [100 * row["accuracy"] for row in rows]
-    errors = [100 * row["interval"] for row in rows]
-    colours = ["#35618f" if label != BASELINE else "#b0703c" for label in labels]
-    axes.barh(labels, values, xerr=errors, color=colours, capsize=2, height=0.72)
-    for k, (value, error) in enumerate(zip(values, errors, strict=True)):
-        shift = error if error == error else 0.0
-        axes.text(value + shift + 0.15, k, f"{value:.1f}", va="center", fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(max(0, min(values) - 6), min(100, max(values) + 3))
-    axes.set_xlabel("accuracy (%), mean and 95 % interval over seeds")
-    axes.set_title(f"{task}: test accuracy by fusion", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    finish(figure, paths[0])
-
-    names = list(rows[0]["subsets"])
-    figure, axes = pyplot.subplots(figsize=(1.1 * len(names) + 3, height + 0.8))
-    grid = [[100 * row["subsets"][name] for name in names] for row in rows]
-    image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=100)
-    for y, line in enumerate(grid):
-        for x, value in enumerate(line):
-            shade = "white" if value < 60 else "black"
-            axes.text(x, y, f"{value:.0f}", ha="center", va="center", color=shade, fontsize=8)
-    axes.set_xticks(range(len(names)), [name.replace(" + ", "\n") for name in names], fontsize=8)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_title(f"{task}: accuracy (%) with only these modalities", loc="left")
-    figure.colorbar(image, ax=axes, fraction=0.03)
-    finish(figure, paths[1])
-
-    modalities = list(rows[0]["noise"])
-    figure, panels = pyplot.subplots(
-        1, len(modalities), figsize=(3.6 * len(modalities) + 2, 4), sharey=True, squeeze=False
-    )
-    palette = pyplot.get_cmap("turbo")
-    for axes, name in zip(panels[0], modalities, strict=True):
-        for k, row in enumerate(rows):
-            levels = row["noise"][name]
-            axes.plot(
-                [float(level) for level in levels],
-                [100 * value for value in levels.values()],
-                color=palette(k / max(1, len(rows) - 1)),
-                label=row["fusion"],
-                linewidth=1.2,
-            )
-        axes.set_title(f"noise on {name}", loc="left")
-        axes.set_xlabel("deviations of the features")
+    with drawing() as pyplot:
+        figure, axes = pyplot.subplots(figsize=(7.5, height))
+        values = [100 * row["accuracy"] for row in rows]
+        errors = [100 * row["interval"] for row in rows]
+        colours = ["#35618f" if label != BASELINE else "#b0703c" for label in labels]
+        axes.barh(labels, values, xerr=errors, color=colours, capsize=2, height=0.72)
+        for k, (value, error) in enumerate(zip(values, errors, strict=True)):
+            shift = error if error == error else 0.0
+            axes.text(value + shift + 0.15, k, f"{value:.1f}", va="center", fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(max(0, min(values) - 6), min(100, max(values) + 3))
+        axes.set_xlabel("accuracy (%), mean and 95 % interval over seeds")
+        axes.set_title(f"{task}: test accuracy by fusion", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    panels[0][0].set_ylabel(f"{task}, accuracy (%)")
-    panels[0][-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
-    finish(figure, paths[2])
+        finish(figure, paths[0])
+
+        names = list(rows[0]["subsets"])
+        figure, axes = pyplot.subplots(figsize=(1.1 * len(names) + 3, height + 0.8))
+        grid = [[100 * row["subsets"][name] for name in names] for row in rows]
+        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+        for y, line in enumerate(grid):
+            for x, value in enumerate(line):
+                shade = "white" if value < 60 else "black"
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", color=shade, fontsize=8)
+        axes.set_xticks(
+            range(len(names)), [name.replace(" + ", "\n") for name in names], fontsize=8
+        )
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_title(f"{task}: accuracy (%) with only these modalities", loc="left")
+        figure.colorbar(image, ax=axes, fraction=0.03)
+        finish(figure, paths[1])
+
+        modalities = list(rows[0]["noise"])
+        figure, panels = pyplot.subplots(
+            1, len(modalities), figsize=(3.6 * len(modalities) + 2, 4), sharey=True, squeeze=False
+        )
+        palette = pyplot.get_cmap("turbo")
+        for axes, name in zip(panels[0], modalities, strict=True):
+            for k, row in enumerate(rows):
+                levels = row["noise"][name]
+                axes.plot(
+                    [float(level) for level in levels],
+                    [100 * value for value in levels.values()],
+                    color=palette(k / max(1, len(rows) - 1)),
+                    label=row["fusion"],
+                    linewidth=1.2,
+                )
+            axes.set_title(f"noise on {name}", loc="left")
+            axes.set_xlabel("deviations of the features")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(alpha=0.25)
+        panels[0][0].set_ylabel(f"{task}, accuracy (%)")
+        panels[0][-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
+        finish(figure, paths[2])
     return paths
 
 

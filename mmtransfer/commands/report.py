@@ -12,7 +12,7 @@ def report(
     output: Path | None = None,
     split: str = "test",
     mistakes: int = 12,
-    sounds: int = 12,
+    sounds: int = 24,
     batch_size: int = 64,
 ) -> None:
     """Write one HTML page about a run, or one that compares several; it needs no network.
@@ -22,7 +22,7 @@ def report(
         data: directory or hub id, to evaluate runs that are not yet, and to show mistakes
         output: HTML file, by default RUN/report.html, of several comparison.html beside the first
         split: the rows that are judged
-        mistakes: how many are shown for each task
+        mistakes: how many are shown for each task; 0 leaves out examples of confused pairs, too
         sounds: most that are embedded
         batch_size: rows that are encoded at a time
     """

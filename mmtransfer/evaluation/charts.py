@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mmtransfer.drawing import drawing
+
 #: {group: {member: values, one per seed}}
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
@@ -48,17 +50,12 @@ def print_scores(scores: Scores, title: str, corner: str = "") -> None:
                 text += f" ± {100 * deviation(found[name]):.1f}"
             cells.append(f"[bold]{text}[/bold]" if name == best else text)
         table.add_row(escape(group), *cells)
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def chart_scores(scores: Scores, title: str, path: Path, measure: str = "accuracy") -> None:
     """Grouped bars of a measure in percent, with deviation over seeds, written as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+    with drawing() as pyplot:
         members = members_of(scores)
         span = 0.8 / len(members)
         figure, axes = pyplot.subplots(figsize=(max(6.0, 2.2 * len(scores) + 2), 4.2))

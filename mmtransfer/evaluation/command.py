@@ -12,10 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmtransfer.data.rows import Rows, columns_of, load_rows
-from mmtransfer.evaluation.evaluate import RESULTS, Options, evaluate
+from mmtransfer.evaluation.evaluate import RESULTS, Options, evaluate, writable
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import nearest
 from mmtransfer.temperature import Temperature
+
+RUN_FILES = ("metrics.json", "run.json")
 
 
 def evaluate_saved(
@@ -63,10 +65,30 @@ def evaluate_saved(
         run=read_metrics(Path(model)),
         output=output,
         options=Options(**options),
+        about={
+            "model": place(model),
+            "data": place(data),
+            "split": split,
+            "calibrate_on": None if held is None else calibrate_on,
+            "outliers": place(outliers) if outliers else None,
+        },
     )
     if save_temperature:
         Temperature(results["temperature"]).save(Path(model))
     return results
+
+
+def default_output(model: str) -> Path:
+    """`evaluation` in the run that made a model, where `report` looks; else here."""
+    run = Path(model).absolute().parent
+    if Path(model).is_dir() and any((run / name).is_file() for name in RUN_FILES):
+        return run / "evaluation"
+    return Path("evaluation")
+
+
+def place(name: str) -> str:
+    """The whole path of a directory or file, a hub id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def inputs_of(rows: Rows, model: TransferModel) -> list[dict[str, Any]]:
@@ -100,11 +122,12 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
                 "outliers": task.get("outliers", {}),
             }
         found["tasks"][name] = short
-    return found | {"robustness": results["robustness"]["subsets"]}
+    told: dict[str, Any] = writable(found | {"robustness": results["robustness"]["subsets"]})
+    return told
 
 
 def print_summary(results: Mapping[str, Any]) -> None:
-    console = Console()
+    console = Console(emoji=False)
     for name, task in results["tasks"].items():
         table = Table(
             title=f"{escape(name)}: {task['labelled']} labelled of {results['rows']} rows",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from mmtransfer.evaluation.statistics import interval
+if TYPE_CHECKING:  # a report reads curves without torch
+    from torch import Tensor
 
 COUNTED = ("rows", "loss")  # of a split's metrics, those that are no score
+SHARES = ("accuracy", "auroc", "f1_macro")  # scores of 0 to 1 that are told in percent
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
@@ -21,10 +20,10 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[floa
     """
     flat = []
     for record in history:
-        values = {name: float(record[name]) for name in ("phase", "train_loss") if name in record}
+        values = {name: record.get(name) for name in ("phase", "train_loss")}
         for task, metrics in record.get("validation", {}).items():
-            values |= {f"{task}/{m}": float(v) for m, v in metrics.items() if m != "rows"}
-        flat.append(values)
+            values |= {f"{task}/{m}": v for m, v in metrics.items() if m != "rows"}
+        flat.append({name: float(v) for name, v in values.items() if v is not None})
     names = list(dict.fromkeys(name for values in flat for name in values))
     return {name: [values.get(name) for values in flat] for name in names}
 
@@ -37,7 +36,8 @@ def forgetting(source: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float
     found: dict[str, dict[str, dict[str, float]]] = {}
     for task, before in source["before"].items():
         after = source["after"].get(task, {})
-        scores = [m for m in before if m in after and m not in COUNTED]
+        known = [m for m in before if before[m] is not None and after.get(m) is not None]
+        scores = [m for m in known if m not in COUNTED]
         found[task] = {
             m: {"before": before[m], "after": after[m], "forgotten": before[m] - after[m]}
             for m in scores
@@ -69,6 +69,8 @@ def label_efficiency(
         turns, so that few labels show as many classes as they can
     Raises `ValueError` for a count that is not within the rows.
     """
+    from mmtransfer.evaluation.statistics import interval
+
     for count in counts:
         if not 1 <= count <= len(targets):
             raise ValueError(f"a number of labels lies in 1 to {len(targets)}, found {count}")
@@ -82,6 +84,8 @@ def label_efficiency(
 
 def in_turns(targets: Tensor, seed: int) -> list[int]:
     """All row numbers in a random order in which the classes take turns while they last."""
+    import torch
+
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)).tolist()
     taken: dict[int, int] = {}
     rounds = {}

@@ -36,6 +36,7 @@ def embed(vectors: Tensor, method: str = "pca", rows: int = 1000, seed: int = 0)
         principal components, with perplexity 30 or a third of fewer rows; distances between
         clusters of t-SNE mean nothing
     rows: how many at most
+    Vectors that are all the same lie at zero.
     Raises `ValueError` for fewer than four rows or an unknown method.
     """
     if method not in MAPS:
@@ -44,6 +45,8 @@ def embed(vectors: Tensor, method: str = "pca", rows: int = 1000, seed: int = 0)
         raise ValueError(f"a map needs at least four rows, found {len(vectors)}")
     chosen = sampled(len(vectors), rows, seed)
     kept = vectors[chosen].double().numpy()
+    if (kept == kept[0]).all():  # t-SNE divides by their deviation, and ends the process
+        return Embedding(torch.zeros(len(kept), 2), chosen, (0.0, 0.0) if method == "pca" else ())
     components = min(2 if method == "pca" else 50, *kept.shape)
     reduced = PCA(components, svd_solver="full").fit(kept)
     points = reduced.transform(kept)

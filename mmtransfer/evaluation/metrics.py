@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather_object
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @dataclass
@@ -54,7 +59,8 @@ def collect(
 def compute_metrics(tasks: Mapping[str, Task], collected: Collected) -> dict[str, dict[str, float]]:
     """`{task: {metric: value, "loss": .., "rows": ..}}` over the labelled rows of each task.
 
-    A task without any labelled row gets only `rows: 0`.
+    A task without any labelled row gets only `rows: 0`.  Metrics that so few rows do not have (R2
+    of a single one) are left out.
     """
     results: dict[str, dict[str, float]] = {}
     for name, task in tasks.items():
@@ -69,6 +75,18 @@ def compute_metrics(tasks: Mapping[str, Task], collected: Collected) -> dict[str
             with torch.no_grad():
                 loss = task.loss(logits, truth).double().sum()
                 loss /= task.loss_weight(truth).double().sum()
-            results[name] |= {k: float(v) for k, v in metrics.compute().items()}
+            results[name] |= computed(metrics)
             results[name]["loss"] = float(loss)
     return results
+
+
+def computed(metrics: MetricCollection) -> dict[str, float]:
+    """Values by name; a metric that raises `ValueError` on few rows takes no other one along."""
+    try:
+        return {name: float(value) for name, value in metrics.compute().items()}
+    except ValueError:
+        found = {}
+        for name, metric in metrics.items():
+            with suppress(ValueError):
+                found[name] = float(metric.compute())
+        return found

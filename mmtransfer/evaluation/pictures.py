@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-BLUE, BROWN, GREY = "#35618f", "#b0703c", "#8a8a8a"
+from mmtransfer.evaluation.canvas import BLUE, BROWN, GREY, canvas, colours
+from mmtransfer.evaluation.curve_pictures import draw_forgetting, draw_learning
+from mmtransfer.evaluation.curves import SHARES
+
 LARGEST_MATRIX = 60  # classes; more cannot be told apart in a picture
 
 Results = Mapping[str, Any]
@@ -25,17 +27,32 @@ def draw(results: Results, folder: Path) -> list[str]:
             path = folder / f"{stems[task]}-{kind}.png"
             if picture(task, found, path):
                 written.append(path.name)
-    if any(results["robustness"]["subsets"].values()):  # not without any label
-        draw_subsets(results["robustness"]["subsets"], folder / "subsets.png")
-        draw_noise(results["robustness"], folder / "noise.png")
-        written += ["subsets.png", "noise.png"]
+    robustness = results["robustness"]
+    for start, tasks, percent in by_scale(results, stems):
+        draw_subsets(robustness["subsets"], tasks, percent, folder / f"{start}subsets.png")
+        draw_noise(robustness, tasks, percent, folder / f"{start}noise.png")
+        written += [f"{start}subsets.png", f"{start}noise.png"]
     for method, found in results.get("maps", {}).items():
         draw_map(method, found, folder / f"{method}.png")
         written.append(f"{method}.png")
     if len(results.get("learning", {}).get("train_loss", [])) > 1:
         draw_learning(results["learning"], folder / "learning.png")
         written.append("learning.png")
+    if any(results.get("forgetting", {}).values()):
+        draw_forgetting(results["forgetting"], folder / "forgetting.png")
+        written.append("forgetting.png")
     return written
+
+
+def by_scale(results: Results, stems: Mapping[str, str]) -> Iterator[tuple[str, list[str], bool]]:
+    """Tasks whose scores fit into one picture, how its name begins, and whether in percent."""
+    scored = list(next(iter(results["robustness"]["subsets"].values())))  # not without any label
+    shares = [name for name in scored if results["tasks"][name]["score"] in SHARES]
+    if shares:
+        yield "", shares, True
+    for name in scored:
+        if name not in shares:
+            yield f"{stems[name]}-", [name], False
 
 
 def file_stems(names: list[str]) -> dict[str, str]:
@@ -47,28 +64,6 @@ def file_stems(names: list[str]) -> dict[str, str]:
         others = (f"{stem}-{k}" for k in range(2, len(names) + 2))
         found[name] = next(s for s in (stem, *others) if s.lower() not in taken)
     return found
-
-
-@contextmanager
-def canvas(path: Path, title: str, size: tuple[float, float] = (5.5, 4.2)) -> Iterator[Any]:
-    """Yields the axes of a picture, and writes it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"text.parse_math": False}):  # a $ in a name is a $
-        figure, axes = pyplot.subplots(figsize=size)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-        axes.set_title(title, loc="left")
-        try:
-            yield axes
-            figure.tight_layout()
-            figure.savefig(path, dpi=150)
-        finally:
-            pyplot.close(figure)
 
 
 def draw_reliability(task: str, found: Results, path: Path) -> bool:
@@ -148,38 +143,37 @@ BY_TASK = {
 }
 
 
-def colours(count: int) -> list[Any]:
-    from matplotlib import pyplot
-
-    palette = pyplot.get_cmap("viridis")
-    return [palette(0.1 + 0.8 * k / max(1, count - 1)) for k in range(count)]
-
-
-def draw_subsets(subsets: Results, path: Path) -> None:
-    tasks = list(next(iter(subsets.values())))
+def draw_subsets(subsets: Results, tasks: list[str], percent: bool, path: Path) -> None:
+    """Bars of tasks whose scores are shares, in percent, or of one task on a scale of its own."""
     height = 0.9 + (0.25 + 0.2 * len(tasks)) * len(subsets)
-    with canvas(path, "score with only these modalities (%)", (6.5, height)) as axes:
-        span = 0.8 / max(1, len(tasks))
+    title, factor = scale_of(tasks, percent)
+    with canvas(path, f"{title} with only these modalities", (6.5, height)) as axes:
+        span = 0.8 / len(tasks)
         for k, (task, colour) in enumerate(zip(tasks, colours(len(tasks)), strict=True)):
             places = [g - 0.4 + span * (k + 0.5) for g in range(len(subsets))]
-            values = [100 * scores[task] for scores in subsets.values()]
+            values = [factor * scores[task] for scores in subsets.values()]
             bars = axes.barh(places, values, span * 0.92, color=colour, label=task)
-            axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+            axes.bar_label(bars, fmt="%.1f" if percent else "%.3g", fontsize=7, padding=2)
         axes.set_yticks(range(len(subsets)), list(subsets))
         axes.invert_yaxis()
-        axes.set_xlim(0, 108)
+        if percent:
+            axes.set_xlim(0, 108)
+        else:
+            axes.margins(x=0.12)
         axes.legend(frameon=False, loc="lower right")
 
 
-def draw_noise(robustness: Results, path: Path) -> None:
+def draw_noise(robustness: Results, tasks: list[str], percent: bool, path: Path) -> None:
+    """Curves of the same scores as the bars."""
     whole = next(iter(robustness["subsets"].values()))
-    with canvas(path, "score with noise on one modality (%)") as axes:
-        for task, style in zip(whole, ("-", "--", ":", "-.") * len(whole), strict=False):
+    title, factor = scale_of(tasks, percent)
+    with canvas(path, f"{title} with noise on one modality") as axes:
+        for task, style in zip(tasks, ("-", "--", ":", "-.") * len(tasks), strict=False):
             shades = colours(len(robustness["noise"]))
             for (name, levels), colour in zip(robustness["noise"].items(), shades, strict=True):
                 axes.plot(
                     [0.0, *(float(level) for level in levels)],
-                    [100 * scores[task] for scores in (whole, *levels.values())],
+                    [factor * scores[task] for scores in (whole, *levels.values())],
                     style,
                     color=colour,
                     marker="o",
@@ -188,6 +182,11 @@ def draw_noise(robustness: Results, path: Path) -> None:
                 )
         axes.set_xlabel("deviations of the features")
         axes.legend(frameon=False, fontsize=7)
+
+
+def scale_of(tasks: list[str], percent: bool) -> tuple[str, int]:
+    """What a picture of scores is called, and by what the scores are multiplied."""
+    return ("score (%)", 100) if percent else (f"{tasks[0]}: score", 1)
 
 
 def draw_map(method: str, found: Results, path: Path) -> None:
@@ -202,15 +201,3 @@ def draw_map(method: str, found: Results, path: Path) -> None:
             axes.scatter(x, y, s=6, c=shades, cmap="turbo")
         axes.set_xticks([])
         axes.set_yticks([])
-
-
-def draw_learning(curves: Results, path: Path) -> None:
-    with canvas(path, "learning curves") as axes:
-        names = [n for n in curves if n == "train_loss" or n.endswith("/loss")]
-        for name, colour in zip(names, colours(len(names)), strict=True):
-            points = [(k + 1, v) for k, v in enumerate(curves[name]) if v is not None]
-            axes.plot(*zip(*points, strict=True), color=colour, label=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("loss")
-        axes.legend(frameon=False)

@@ -87,7 +87,10 @@ def names_of(task: Task, classes: int) -> list[Any]:
 def about_classes(
     name: str, task: Task, seen: Judged, temperature: Temperature, options: Options
 ) -> dict[str, Any]:
-    """Of a task with classes: metrics, intervals, calibration, selection, confusions."""
+    """Of a task with classes: metrics, intervals, calibration, selection, confusions.
+
+    Probabilities of single rows are at the temperature.
+    """
     z, y = seen.labelled(name, task)
     numbers = task.labelled(seen.examples.targets[name]).nonzero().flatten()
     names = names_of(task, z.shape[1])
@@ -106,6 +109,7 @@ def about_classes(
     stages = {"before": z}
     if name in temperature.by_task:
         stages["after"] = temperature.apply(name, z)
+    calibrated = stages.get("after", z)
     found["calibration"] = {
         stage: {
             "ece": calibration_error(logits, y),
@@ -114,7 +118,7 @@ def about_classes(
         }
         for stage, logits in stages.items()
     }
-    sure, right = confidence_of(stages.get("after", z)), z.argmax(1) == y
+    sure, right = confidence_of(calibrated), z.argmax(1) == y
     found["selective"] = {
         "aurc": aurc(sure, right),
         "excess_aurc": excess_aurc(sure, right),
@@ -124,20 +128,25 @@ def about_classes(
     matrix = confusion_matrix(z, y)
     found["confusion"] = {
         "matrix": matrix.tolist(),
-        "pairs": confused_pairs(matrix, names),
-        "mistakes": worst_mistakes(z, y, names, numbers, options.mistakes),
+        "pairs": confused_pairs(calibrated, y, names, numbers),
+        "mistakes": worst_mistakes(calibrated, y, names, numbers, options.mistakes),
     }
     return found
 
 
 def about_modalities(
+    name: str,
     task: Task,
     logits: Mapping[tuple[str, ...], Tensor],
     targets: Tensor,
     modalities: list[str],
+    temperature: Temperature,
     options: Options,
 ) -> dict[str, Any]:
-    """Shapley values for the data set by worth, and of the probability predicted for each row."""
+    """Shapley values for the data set by worth, and of the probability predicted for each row.
+
+    The probabilities are those at the temperature, the log-likelihoods those without it.
+    """
     known = task.labelled(targets)
     of_known = {kept: z[known] for kept, z in logits.items()}
     found: dict[str, Any] = {}
@@ -151,7 +160,7 @@ def about_modalities(
             seed=options.seed,
         )
         found[kind] = asdict(of_set)
-    each = explain(logits, modalities)
+    each = explain({kept: temperature.apply(name, z) for kept, z in logits.items()}, modalities)
     found["predictions"] = {
         "predicted": each.predicted.tolist(),
         "all": each.all.tolist(),

@@ -31,6 +31,14 @@ class Run:
         """The rows that the metrics of the run are about."""
         return "test" if "test" in self.metrics else "validation"
 
+    @property
+    def judged_on(self) -> str | None:
+        """The split that the scores are of; None for an evaluation that does not say."""
+        if self.evaluation is None:
+            return self.split
+        split: str | None = self.evaluation.get("about", {}).get("split")
+        return split
+
     def scores(self) -> dict[str, dict[str, float]]:
         """Metrics by task: those of the evaluation, else of the run."""
         if self.evaluation is not None:
@@ -77,11 +85,14 @@ def read_run(directory: Path) -> Run:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object, empty without the file.  Raises `ValueError` for what is no JSON object."""
+    """An object, empty without the file; None for NaN and infinity, which Python writes, too.
+
+    Raises `ValueError` for what is no JSON object.
+    """
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(), parse_constant=lambda _: None)
     except ValueError as error:
         raise ValueError(f"{path} is no readable JSON: {error}") from error
     if not isinstance(found, dict):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmtransfer.evaluation.curves import COUNTED, SHARES
 from mmtransfer.report.charts import Chart, Table, bars, lines
 from mmtransfer.report.collect import Run
 from mmtransfer.report.sections import (
-    COUNTED,
-    SHARES,
     Section,
+    apart,
     cost,
     curves_of,
     key_of,
     main_metric,
-    worded,
+    setting_text,
 )
 
 #: of these the smallest is the best
@@ -27,7 +27,7 @@ def of_runs(runs: Sequence[Run], names: Sequence[str]) -> list[Section]:
     tasks = list(dict.fromkeys(task for run in runs for task in run.scores()))
     found = [about_task(runs, names, task) for task in tasks]
     found += [settings(runs, names), learning(runs, names, tasks), costs(runs, names)]
-    return [section for section in found if section.parts or section.note]
+    return apart(section for section in found if section.parts or section.note)
 
 
 def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
@@ -57,15 +57,20 @@ def about_task(runs: Sequence[Run], names: Sequence[str], task: str) -> Section:
         for name, run, found in zip(names, runs, scores, strict=True):
             bounds = run.intervals(task).get(shown_metric)
             whisker = (bounds["low"], bounds["high"]) if bounds else None
-            if shown_metric in found:
+            if found.get(shown_metric) is not None:
                 shown.append((name, found[shown_metric], whisker))
         upper = 1.0 if shown_metric in SHARES else None
         parts.append(bars(f"{task} by run", shown, shown_metric.replace("_", " "), upper))
-    note = ""
+    splits = [run.judged_on for run, found in zip(runs, scores, strict=True) if found]
+    notes = []
+    if len({split for split in splits if split is not None}) > 1:
+        told = ", ".join(split or "?" for split in splits)
+        notes.append(f"These runs were judged on different splits ({told}): compare with care.")
     if len({count for count in counts if count is not None}) > 1:
         told = ", ".join("?" if count is None else str(count) for count in counts)
-        note = f"These runs were judged on different numbers of rows ({told}): compare with care."
-    return Section(key_of(f"task {task}"), f"Task: {task}", parts, note=note)
+        rows_told = f"These runs were judged on different numbers of rows ({told})"
+        notes.append(f"{rows_told}: compare with care.")
+    return Section(key_of(f"task {task}"), f"Task: {task}", parts, note=" ".join(notes))
 
 
 def settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
@@ -74,7 +79,7 @@ def settings(runs: Sequence[Run], names: Sequence[str]) -> Section:
     keys = list(dict.fromkeys(key for values in found for key in values))
     rows = []
     for key in keys:
-        words = [worded(values[key]) if key in values else "" for values in found]
+        words = [setting_text(values[key]) if key in values else "" for values in found]
         if len(set(words)) > 1:
             rows.append([key, *words])
     if not rows:

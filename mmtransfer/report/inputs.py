@@ -50,7 +50,7 @@ def show_value(column: str, value: Any, sound: bool = True) -> Shown:
         if file:
             said = "cannot be shown" if sound else "not embedded"
             return Shown(column, "unreadable", said)
-    return Shown(column, "text", cropped(worded(value), CHARACTERS))
+    return Shown(column, "text", cropped(value_text(value), CHARACTERS))
 
 
 def picture_uri(value: Any) -> str | None:
@@ -84,14 +84,14 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def worded(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Text as it is, a table's row as `name value`, numbers with few digits."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {worded(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {value_text(item)}" for name, item in value.items())
     if isinstance(value, float):
         return f"{value:.4g}"
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return ", ".join(worded(item) for item in value[:100])
+        return ", ".join(value_text(item) for item in value[:100])
     return str(value)

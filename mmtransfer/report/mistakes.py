@@ -1,13 +1,16 @@
-"""The rows that a model got most wrong, with what it saw."""
+"""The rows that a model got wrong, with what it saw."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from mmtransfer.report.collect import Run
+
+PAIRS, EXAMPLES = 6, 2  # confused pairs that are shown of each task, and rows of each
 
 
 @dataclass(frozen=True)
@@ -20,37 +23,93 @@ class Mistake:
     predicted: str
     probability: float
     likelihood: float
-    inputs: Sequence[Any] = ()
     contributions: Sequence[tuple[str, float]] = ()
+    inputs: list[Any] = field(default_factory=list)
 
 
-def worst(
+@dataclass(frozen=True)
+class Pair:
+    """Classes that are confused, in how many rows, which share of the true class, and examples."""
+
+    truth: str
+    predicted: str
+    rows: int
+    share: float
+    examples: Sequence[Mistake]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """What is shown of the errors in one task."""
+
+    mistakes: Sequence[Mistake] = ()
+    pairs: Sequence[Pair] = ()
+
+
+def wrong_rows(
     run: Run, rows: Sequence[Mapping[str, Any]] | None, count: int, sounds: int
-) -> dict[str, list[Mistake]]:
-    """The worst mistakes of each task, with inputs where there are rows.
+) -> dict[str, Wrong]:
+    """The worst mistakes of each task and examples of its confused pairs, with inputs.
 
-    count: of each task; sounds: how many are embedded on the whole page
+    rows: those that were judged; without them mistakes have no inputs, and pairs no examples
+    count: mistakes of each task, and 0 for no pairs either; sounds: that are embedded on the
+        whole page, in turns of the worst mistakes and each pair
     """
-    found: dict[str, list[Mistake]] = {}
-    left = sounds
+    found = {}
     evaluation = run.evaluation or {"tasks": {}}
     for task, about in evaluation["tasks"].items():
         each = about.get("contributions", {}).get("predictions", {}).get("contributions", {})
-        for mistake in about.get("confusion", {}).get("mistakes", [])[:count]:
-            number, inputs = mistake["row"], []
-            for column in evaluation["modalities"] if rows is not None else ():
-                from mmtransfer.report.inputs import show_value
-
-                assert rows is not None
-                shown = show_value(column, rows[number].get(column), sound=left > 0)
-                left -= shown.kind == "sound"
-                inputs.append(shown)
-            shares = [(name, values[number]) for name, values in each.items()]
-            truth, predicted = str(mistake["truth"]), str(mistake["predicted"])
-            surely, hardly = mistake["probability"], mistake["likelihood"]
-            told = Mistake(number, truth, predicted, surely, hardly, inputs, shares)
-            found.setdefault(task, []).append(told)
+        confusion = about.get("confusion", {})
+        mistakes = [mistake_of(m, m, each) for m in confusion.get("mistakes", [])[:count]]
+        pairs = [
+            Pair(
+                str(pair["truth"]),
+                str(pair["predicted"]),
+                pair["rows"],
+                pair["share"],
+                [mistake_of(pair, e, each) for e in pair["examples"][:EXAMPLES]],
+            )
+            for pair in confusion.get("pairs", [])[:PAIRS]
+            if count and rows is not None and pair.get("examples")
+        ]
+        found[task] = Wrong(mistakes, pairs)
+    if rows is not None:
+        of_all = [g for w in found.values() for g in (w.mistakes, *(p.examples for p in w.pairs))]
+        add_inputs(of_all, rows, list(evaluation["modalities"]), sounds)
     return found
+
+
+def mistake_of(
+    pair: Mapping[str, Any], row: Mapping[str, Any], each: Mapping[str, Sequence[float]]
+) -> Mistake:
+    number = row["row"]
+    return Mistake(
+        number,
+        str(pair["truth"]),
+        str(pair["predicted"]),
+        row["probability"],
+        row["likelihood"],
+        [(name, values[number]) for name, values in each.items()],
+    )
+
+
+def add_inputs(
+    groups: Sequence[Sequence[Mistake]],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    sounds: int,
+) -> None:
+    """Add what the model saw; groups take turns, so that each has some of the sounds."""
+    from mmtransfer.report.inputs import show_value
+
+    left = sounds
+    for turn in zip_longest(*groups):
+        for mistake in turn:
+            for column in columns if mistake is not None else ():
+                value = rows[mistake.row].get(column)
+                shown = show_value(column, value, sound=left > 0)
+                left -= shown.kind == "sound"
+                mistake.inputs.append(shown)
 
 
 def rows_of(run: Run, data: str, split: str) -> Sequence[Mapping[str, Any]]:
@@ -67,6 +126,8 @@ def rows_of(run: Run, data: str, split: str) -> Sequence[Mapping[str, Any]]:
         raise ValueError(f"{data} has no split {split!r}.{nearest(split, splits)}")
     rows = splits[split]
     other = f"{run.directory} was evaluated on other rows than {split!r} of {data}"
+    if run.judged_on not in (split, None):
+        raise ValueError(f"{other}: on {run.judged_on!r}, see --split")
     if len(rows) != run.evaluation["rows"]:
         raise ValueError(f"{other}: {run.evaluation['rows']} rows, found {len(rows)}")
     for task, about in run.evaluation["tasks"].items():

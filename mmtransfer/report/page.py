@@ -16,7 +16,7 @@ from mmtransfer import __version__
 from mmtransfer.report.charts import COLOURS, WIDTH, Chart, Table
 from mmtransfer.report.collect import Run, named_apart, read_run
 from mmtransfer.report.compare import of_runs
-from mmtransfer.report.mistakes import evaluated, rows_of, worst
+from mmtransfer.report.mistakes import evaluated, rows_of, wrong_rows
 from mmtransfer.report.sections import Section, headline, of_run
 
 PAGE, COMPARISON = "report.html", "comparison.html"
@@ -29,7 +29,7 @@ def write_report(
     output: Path | None = None,
     split: str = "test",
     mistakes: int = 12,
-    sounds: int = 12,
+    sounds: int = 24,
     batch_size: int = 64,
 ) -> Path:
     """Write the page about one run, or about several; -> its file.
@@ -37,7 +37,7 @@ def write_report(
     data: directory or hub id; runs without an evaluation are evaluated on its `split`, and the
         inputs of mistakes are shown
     output: by default `report.html` in the run, for several `comparison.html` beside the first
-    mistakes, sounds: most that are shown of each task, and on the page
+    mistakes, sounds: most that are shown of each task, and on the page with all examples of pairs
     Raises `FileNotFoundError` where there is no run, `ValueError` for data that was not judged.
     """
     if not runs:
@@ -66,7 +66,7 @@ def about_run(run: Run, data: str | None, split: str, mistakes: int, sounds: int
     rows = None
     if data is not None and run.evaluation is not None:
         rows = rows_of(run, data, split)
-    wrong = worst(run, rows, mistakes, sounds)
+    wrong = wrong_rows(run, rows, mistakes, sounds)
     sections = of_run(run, wrong, WITHOUT_ROWS if rows is None else "")
     config = run.config
     encoders = config.get("encoders") or {
@@ -76,6 +76,9 @@ def about_run(run: Run, data: str | None, split: str, mistakes: int, sounds: int
     for name in ("fusion", "strategy"):
         if isinstance(config.get(name), str):
             about.append(f"{name}: {config[name]}")
+    if run.judged_on not in ("test", None):
+        source = (run.evaluation or {}).get("about", {}).get("data")
+        about.append(f"judged on: {run.judged_on}{f' of {source}' if source else ''}")
     return rendered(run.name, about, sections, [(run.name, list(headline(run)))])
 
 

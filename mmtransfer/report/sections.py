@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
+from mmtransfer.evaluation.curves import COUNTED, SHARES, forgetting, learning_curves
 from mmtransfer.report.charts import Chart, Table, bars, lines, matrix, scatter
 from mmtransfer.report.collect import Run
-from mmtransfer.report.mistakes import Mistake
+from mmtransfer.report.mistakes import Wrong
 
 #: metrics of at most 1, in the order in which a reader asks for them
 MAIN = ("accuracy", "auroc", "f1_macro", "r2")
-SHARES = ("accuracy", "auroc", "f1_macro")
-COUNTED = ("rows", "loss")
+NOTHING = Wrong()
 MAPS = {"pca": "PCA", "tsne": "t-SNE"}
 SCORES = {"max_softmax": "maximum softmax", "energy": "energy", "mahalanobis": "Mahalanobis"}
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and what stands below it: tables, figures, and perhaps mistakes."""
+    """A heading, and what stands below it: tables, figures, and perhaps rows that are wrong."""
 
     key: str
     title: str
     parts: Sequence[Chart | Table] = ()
-    mistakes: Sequence[Mistake] = field(default=())
+    wrong: Wrong = NOTHING
     note: str = ""
 
 
@@ -35,19 +36,29 @@ def key_of(title: str) -> str:
     return re.sub(r"\W+", "-", title).strip("-").lower() or "section"
 
 
+def apart(sections: Iterable[Section]) -> list[Section]:
+    """The same sections, with numbers behind keys that would come twice."""
+    found: dict[str, Section] = {}
+    for section in sections:
+        others = (f"{section.key}-{k}" for k in count(2))
+        key = next(key for key in chain([section.key], others) if key not in found)
+        found[key] = replace(section, key=key)
+    return list(found.values())
+
+
 def main_metric(metrics: Mapping[str, float]) -> str | None:
-    names = [name for name in metrics if name not in COUNTED]
+    names = [name for name, value in metrics.items() if name not in COUNTED and value is not None]
     return next((name for name in MAIN if name in names), names[0] if names else None)
 
 
-def of_run(run: Run, mistakes: Mapping[str, Sequence[Mistake]], note: str) -> list[Section]:
-    """All there is to say about a run.  mistakes: by task; note: why they are without inputs"""
-    found = [about_task(run, task, mistakes.get(task, ()), note) for task in run.scores()]
+def of_run(run: Run, wrong: Mapping[str, Wrong], note: str) -> list[Section]:
+    """All there is to say about a run.  wrong: by task; note: why mistakes are without inputs"""
+    found = [about_task(run, task, wrong.get(task, NOTHING), note) for task in run.scores()]
     found += [modalities(run), learning(run), maps(run), settings(run), surroundings(run)]
-    return [section for section in found if section.parts or section.mistakes]
+    return apart(section for section in found if section.parts)
 
 
-def about_task(run: Run, name: str, mistakes: Sequence[Mistake], note: str) -> Section:
+def about_task(run: Run, name: str, wrong: Wrong, note: str) -> Section:
     """Metrics, classes, confusions, calibration of one task."""
     metrics, intervals = run.scores()[name], run.intervals(name)
     columns = ["metric", "value", *(("from", "to") if intervals else ())]
@@ -82,7 +93,7 @@ def about_task(run: Run, name: str, mistakes: Sequence[Mistake], note: str) -> S
         heads = ["class", *(c.replace("_", " ") for c in columns)]
         parts.append(Table(f"{len(classes)} classes", heads, classes))
     said = note if task.get("confusion", {}).get("mistakes") else ""
-    return Section(key_of(f"task {name}"), f"Task: {name}", parts, mistakes, said)
+    return Section(key_of(f"task {name}"), f"Task: {name}", parts, wrong, said)
 
 
 def contributions(found: Mapping[str, Any]) -> Chart:
@@ -134,19 +145,24 @@ def modalities(run: Run) -> Section:
         metric = main_metric(together.get(task, {}))
         values = {f"{n} alone": found.get(task, {}) for n, found in alone.items()}
         values["together"] = together.get(task, {})
-        shown = [(n, found[metric], None) for n, found in values.items() if metric in found]
+        known = [(n, found.get(metric)) for n, found in values.items()]
+        shown = [(n, value, None) for n, value in known if value is not None]
         if metric and shown:
             title = f"{task}: trained on each modality alone"
             parts.append(bars(title, shown, metric.replace("_", " "), upper=1.0))
     robust = (run.evaluation or {}).get("robustness", {})
     subsets, noise = robust.get("subsets", {}), robust.get("noise", {})
     for task in run.scores() if subsets else ():
-        shown = [(n, scores[task], None) for n, scores in subsets.items() if task in scores]
+        reached = [(n, scores.get(task)) for n, scores in subsets.items()]
+        shown = [(n, score, None) for n, score in reached if score is not None]
         if shown:
             parts.append(bars(f"{task}: with only these modalities", shown, "score", upper=1.0))
         whole = next(iter(subsets.values())).get(task)
         levels = {
-            name: [(0.0, whole), *((float(k), v[task]) for k, v in found.items() if task in v)]
+            name: [
+                (0.0, whole),
+                *((float(k), v[task]) for k, v in found.items() if v.get(task) is not None),
+            ]
             for name, found in noise.items()
         }
         if levels and whole is not None:
@@ -171,26 +187,24 @@ def learning(run: Run) -> Section:
     source = run.metrics.get("source")
     if source:
         rows = [
-            [f"{task}, {metric}", value, (after := source["after"].get(task, {}).get(metric)),
-             None if after is None else value - after]
-            for task, before in source["before"].items()
-            for metric, value in before.items() if metric not in COUNTED
-        ]  # fmt: skip
+            [f"{task}, {metric}", *values.values()]
+            for task, scores in forgetting(source).items()
+            for metric, values in scores.items()
+        ]
         parts.append(Table("On the source", ["score", "before", "after", "forgotten"], rows))
     return Section("learning", "Learning", parts)
 
 
 def curves_of(run: Run) -> dict[str, list[tuple[float, float]]]:
     """`train loss` and `task/metric` of the validation rows, by number of the epoch."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for epoch, record in enumerate(run.metrics.get("history", []), 1):
-        values = {"train loss": record.get("train_loss")}
-        for task, metrics in record.get("validation", {}).items():
-            values |= {f"{task}/{m}": v for m, v in metrics.items() if m != "rows"}
-        for name, value in values.items():
-            if value is not None:
-                found.setdefault(name, []).append((float(epoch), float(value)))
-    return found
+    curves = learning_curves(run.metrics.get("history", []))
+    return {
+        "train loss" if name == "train_loss" else name: [
+            (float(epoch), value) for epoch, value in enumerate(values, 1) if value is not None
+        ]
+        for name, values in curves.items()
+        if name != "phase"
+    }
 
 
 def maps(run: Run) -> Section:
@@ -207,14 +221,14 @@ def maps(run: Run) -> Section:
 
 
 def settings(run: Run) -> Section:
-    rows = [[name, worded(value)] for name, value in run.settings().items()]
+    rows = [[name, setting_text(value)] for name, value in run.settings().items()]
     parts = [Table("Configuration of the run", ["setting", "value"], rows)] if rows else []
     return Section("settings", "Settings", parts)
 
 
 def surroundings(run: Run) -> Section:
     """Time, device, versions, code and data."""
-    rows = [[name, worded(value)] for name, value in cost(run).items() if value is not None]
+    rows = [[name, setting_text(value)] for name, value in cost(run).items() if value is not None]
     record = run.record
     git = record.get("git") or {}
     changes = ", with uncommitted changes" if git.get("dirty") else ""
@@ -226,7 +240,7 @@ def surroundings(run: Run) -> Section:
         **{f"version of {n}": v for n, v in record.get("versions", {}).items()},
         **{f"rows of {s}": found.get("rows") for s, found in record.get("data", {}).items()},
     }
-    rows += [[name, worded(value)] for name, value in about.items() if value is not None]
+    rows += [[name, setting_text(value)] for name, value in about.items() if value is not None]
     parts = [Table("Where and how it ran", ["what", "value"], rows)] if rows else []
     return Section("surroundings", "Surroundings", parts)
 
@@ -244,14 +258,14 @@ def cost(run: Run) -> dict[str, Any]:
     }
 
 
-def worded(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting in words: nothing for None, lists with commas."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(worded(item) for item in value) or "none"
+        return ", ".join(setting_text(item) for item in value) or "none"
     if isinstance(value, int):
         return f"{value:,}".replace(",", " ")
     return str(value)

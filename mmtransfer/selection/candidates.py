@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,8 +42,9 @@ def by_column(
     """Specifications by the columns that they are for, in the order given.
 
     given: by column, or a list of `specification` or `column=specification`; one without a column
-        is for those whose values it can read
-    Raises `ValueError` for unknown columns, and for an encoder that reads none.
+        is for the column, other than the targets, whose values it can read
+    Raises `ValueError` for unknown columns, for targets, and for an encoder without a column that
+    reads none or more than one: another column of labels must not become an input by itself.
     """
     names = columns_of(rows)
     if isinstance(given, Mapping):
@@ -52,29 +54,56 @@ def by_column(
             for spec in ([specs] if isinstance(specs, str) else specs)
         ]
     else:
-        pairs = []
-        for word in given:
-            name, equals, spec = word.partition("=")
-            if equals and not any(mark in name for mark in ":?/"):
-                pairs.append((name, spec))
-            else:
-                found = readable(word, rows, [n for n in names if n not in set(targets)])
-                if not found:
-                    raise ValueError(
-                        f"encoder {word!r} reads no column of {', '.join(names)}: name one, as in "
-                        f"{names[0]}={word}"
-                    )
-                pairs += [(name, word) for name in found]
+        inputs = [name for name in names if name not in set(targets)]
+        pairs = [named(word, names) or (only_readable(word, rows, inputs), word) for word in given]
     sorted_in: dict[str, list[str]] = {}
     for name, spec in pairs:
         if name not in names:
             raise no_column(name, rows)
+        if name in set(targets):
+            raise ValueError(f"{name!r} is what is to be learned: it cannot be an input as well")
         known = sorted_in.setdefault(name, [])
         if spec not in known:
             known.append(spec)
     if not any(sorted_in.values()):
         raise ValueError("no encoder is given: name at least one")
     return {name: specs for name, specs in sorted_in.items() if specs}
+
+
+def named(word: str, names: Iterable[str]) -> tuple[str, str] | None:
+    """Column and specification of `column=specification`, None for a specification alone."""
+    name = max((n for n in names if word.startswith(f"{n}=")), key=len, default=None)
+    if name is not None:  # any name that there is, even with the marks of a specification
+        return name, word[len(name) + 1 :]
+    name, equals, spec = word.partition("=")
+    return (name, spec) if equals and not any(mark in name for mark in ":?/") else None
+
+
+def only_readable(spec: str, rows: Rows, inputs: Sequence[str]) -> str:
+    """The one column that an encoder can read.  Raises `ValueError` for none and for several."""
+    if not inputs:
+        raise ValueError(f"encoder {spec!r} has nothing to read: all columns are targets")
+    try:
+        found = readable(spec, rows, inputs)
+    except ValueError as error:
+        name, equals, _ = spec.partition("?")[0].partition("=")
+        if not equals:
+            raise
+        raise ValueError(
+            f"{error} If {name!r} is meant as a column: {no_column(name, rows)} Encoders can be "
+            f"given as JSON too, whatever a column is called: {json.dumps({inputs[0]: ['...']})}"
+        ) from error
+    if not found:
+        raise ValueError(
+            f"encoder {spec!r} reads no column of {', '.join(inputs)}: name one, as in "
+            f"{inputs[0]}={spec}"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"encoder {spec!r} reads {', '.join(found[:-1])} and {found[-1]}: write "
+            f"{' or '.join(f'{name}={spec}' for name in found[:2])}"
+        )
+    return found[0]
 
 
 def readable(spec: str, rows: Rows, names: Iterable[str]) -> list[str]:
@@ -107,8 +136,8 @@ def sets_of(encoders: Mapping[str, Sequence[str]], most: int | None = None) -> l
 
 
 def label_of(chosen: EncoderSet) -> str:
-    """What a set is called in tables: the last parts of its specifications."""
-    return " + ".join(map(_last, chosen.values()))
+    """What a set is called in tables: its columns, with the last parts of their specifications."""
+    return " + ".join(f"{name}: {_last(spec)}" for name, spec in chosen.items())
 
 
 def _last(spec: str) -> str:
@@ -138,7 +167,7 @@ class Pool:
             self.digests[key] = fingerprint_column(rows, name)
         encoder = self.encoders[name, spec]
         wanted = Extraction(name, encoder, rows, split, self.digests[key], pooled=True)
-        title = f"{split} {name}, {label_of({name: spec})}"
+        title = f"{split} {label_of({name: spec})}"
         with Progress(options.progress).bar(title, len(rows)) as advance:
             accelerator = make_accelerator(options, None)
             store, _ = stored_features(wanted, options, accelerator, advance)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,16 +10,11 @@ from typing import Any
 
 from mmtransfer.data.rows import Rows, check_rows, load_rows, with_label_names
 from mmtransfer.selection.advice import Advice, advise, estimate_minutes
-from mmtransfer.selection.candidates import EncoderSet, Pool, by_column, sets_of
-from mmtransfer.selection.ranking import (
-    Candidate,
-    correlation,
-    rank,
-    reasons_for,
-    recommend,
-)
+from mmtransfer.selection.candidates import Pool, by_column, sets_of
+from mmtransfer.selection.following import command_for, model_of
+from mmtransfer.selection.ranking import Candidate, correlation, rank, reasons_for, recommend
 from mmtransfer.selection.scoring import Scorer, feature_score
-from mmtransfer.selection.sources import apart, farness
+from mmtransfer.selection.sources import apart, check_values, farness
 from mmtransfer.tasks.base import Task, build_task
 from mmtransfer.tasks.classification import Classification
 from mmtransfer.training.options import TrainingOptions
@@ -87,7 +80,9 @@ def choose(
     verify: train so many of the best, frozen, and compare with what was predicted
     most_sets, most_rows: how many sets are tried, and on how many random training rows
     components: principal components of each encoder that count
-    model_options, strategy_options: of the verification: fusion, width and the like; epochs, rates
+    model_options: of the verification: fusion, width and the like, by default those of
+        `mmtransfer train`
+    strategy_options: of its linear probe: epochs, lr, weight_decay
     Raises `ValueError` for a mistake in any of them, before anything is encoded.
     """
     clock = Clock()
@@ -116,6 +111,9 @@ def choose(
         check_rows(rows, some, {task: built}, split, training=split == "train")
     for where, found in origins.items():
         check_rows(first_split(found), some, {}, where)
+        check_values(first_split(found), some, where)
+    if origins:
+        check_values(splits["train"], some, "train")
 
     scorer = Scorer(score, splits, task, built, most_rows, components, training.seed)
     clock.lap("loading")
@@ -152,7 +150,15 @@ def choose(
         best,
         advice,
         [*reasons_for(best, candidates, score, distances), *advice.reasons],
-        command_for(data, best.encoders, tasks, advice.strategy),
+        command_for(
+            data,
+            best.encoders,
+            tasks,
+            advice.strategy,
+            model_options,
+            strategy_options,
+            training,
+        ),
         scorer.labelled,
         scorer.classes,
         len(everything) - len(candidates),
@@ -196,18 +202,6 @@ def first_split(rows: Mapping[str, Rows]) -> Rows:
     return rows["train"] if "train" in rows else next(iter(rows.values()))
 
 
-def command_for(data: Any, encoders: EncoderSet, tasks: Mapping[str, Any], strategy: str) -> str:
-    """The command, or for rows in memory the Python, that trains what was chosen."""
-    if isinstance(data, str | Path):
-        words = ["mmtransfer", "train", "--data", str(data)]
-        words += ["--encoders", json.dumps(dict(encoders)), "--tasks", json.dumps(dict(tasks))]
-        return shlex.join([*words, "--strategy", strategy])
-    return (
-        f'model = build_model({dict(encoders)!r}, {dict(tasks)!r}, data["train"])\n'
-        f'run(model, data, build_strategy("{strategy}"), TrainingOptions())'
-    )
-
-
 def train(
     candidate: Candidate,
     pool: Pool,
@@ -221,7 +215,7 @@ def train(
     started = time.perf_counter()
     encoders = {pair[0]: pool.encoders[pair] for pair in candidate.encoders.items()}
     model = build_model(
-        encoders, tasks, splits["train"], seed=training.seed, **(model_options or {})
+        encoders, tasks, splits["train"], seed=training.seed, **model_of(model_options)
     )
     metrics = run(model, splits, strategy, training, title=candidate.label)
     name = next(iter(tasks))

@@ -35,7 +35,7 @@ def choose_command(
 
     Args:
         data: directory with train, val and test parquet files, or hub id
-        encoders: specifications, each of the columns that it reads or as COLUMN=SPECIFICATION
+        encoders: as COLUMN=SPECIFICATION, or without COLUMN= where it can read one column only
         tasks: what to learn, by target column; the first one counts
         score: of features, by name (see `mmtransfer scores`)
         source: other data with such columns, whose distance to this is measured
@@ -44,8 +44,8 @@ def choose_command(
         most_sets: how many sets of encoders are tried
         most_rows: on how many random training rows
         components: principal components of each encoder that count
-        model_options: of the verification: fusion, width and the like
-        strategy_options: of the verification: epochs, lr, weight_decay
+        model_options: of the verification: fusion, width, dropout, options of the fusion
+        strategy_options: of the verification, a linear probe: epochs, lr, weight_decay
         training: batch size, precision, seed, cache and the like
         output: directory for choice.json and choice.png
         json: print JSON

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mmtransfer.drawing import drawing
 from mmtransfer.selection.choose import Choice
 
 SHOWN = 25
@@ -16,7 +17,7 @@ SHOWN = 25
 
 def show(choice: Choice) -> None:
     """The ranking, the distances, what is recommended and why, and the command that follows."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, emoji=False)
     console.print(ranking(choice))
     hidden = len(choice.candidates) - SHOWN
     if hidden > 0:
@@ -41,7 +42,8 @@ def show(choice: Choice) -> None:
 
 def ranking(choice: Choice) -> Table:
     """Candidates, the best first."""
-    table = Table(title=f"{choice.task}: {choice.score} of {choice.basis}", title_justify="left")
+    title = escape(f"{choice.task}: {choice.score} of {choice.basis}")
+    table = Table(title=title, title_justify="left")
     table.add_column("encoders")
     verified = any(c.trained is not None for c in choice.candidates)
     headings = ("predicted", "gain", "ms per row", *(("trained",) if verified else ()))
@@ -70,42 +72,40 @@ def distances(choice: Choice) -> Table:
         table.add_column(name, justify="right")
     for source, columns in choice.distances.items():
         for name, found in columns.items():
-            table.add_row(escape(source), name, *(f"{value:.3g}" for value in found.values()))
+            table.add_row(
+                escape(source), escape(name), *(f"{value:.3g}" for value in found.values())
+            )
     return table
 
 
 def draw(choice: Choice, path: Path) -> None:
     """Bars of what is predicted; beside them prediction against truth where there is one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shown = choice.candidates[:SHOWN]
-    trained = [c for c in choice.candidates if c.trained is not None]
-    columns = 2 if trained else 1
-    size = (7.5 + 4.5 * (columns - 1), max(3.5, 0.3 * len(shown) + 1.4))
-    figure, panels = pyplot.subplots(1, columns, figsize=size, squeeze=False)
-    axes = panels[0][0]
-    colours = ["#b0703c" if c is choice.chosen else "#35618f" for c in shown]
-    axes.barh(range(len(shown)), [c.score for c in shown], color=colours, height=0.72)
-    axes.set_yticks(range(len(shown)), [c.label for c in shown], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(choice.score)
-    axes.set_title(f"{choice.task}: predicted", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    if trained:
-        axes = panels[0][1]
-        axes.scatter([c.score for c in trained], [c.trained for c in trained], color="#35618f")
-        axes.set_xlabel(f"predicted, {choice.score}")
-        axes.set_ylabel("trained")
-        found = choice.correlation
-        title = "prediction and truth"
-        if found is not None:
-            title += f": weighted τ {found['weighted']:.2f}, Kendall's τ {found['kendall']:.2f}"
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.grid(alpha=0.25)
+    with drawing() as pyplot:
+        shown = choice.candidates[:SHOWN]
+        trained = [c for c in choice.candidates if c.trained is not None]
+        columns = 2 if trained else 1
+        size = (7.5 + 4.5 * (columns - 1), max(3.5, 0.3 * len(shown) + 1.4))
+        figure, panels = pyplot.subplots(1, columns, figsize=size, squeeze=False)
+        axes = panels[0][0]
+        colours = ["#b0703c" if c is choice.chosen else "#35618f" for c in shown]
+        axes.barh(range(len(shown)), [c.score for c in shown], color=colours, height=0.72)
+        axes.set_yticks(range(len(shown)), [c.label for c in shown], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel(choice.score)
+        axes.set_title(f"{choice.task}: predicted", loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+        if trained:
+            axes = panels[0][1]
+            axes.scatter([c.score for c in trained], [c.trained for c in trained], color="#35618f")
+            axes.set_xlabel(f"predicted, {choice.score}")
+            axes.set_ylabel("trained")
+            found = choice.correlation
+            title = "prediction and truth"
+            if found is not None:
+                title += f": weighted τ {found['weighted']:.2f}, Kendall's τ {found['kendall']:.2f}"
+            axes.set_title(title, loc="left", fontsize=10)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 import numpy as np
 
-from mmtransfer.data.rows import Rows
+from mmtransfer.data.rows import Rows, column
 from mmtransfer.selection.candidates import Pool
 from mmtransfer.selection.distances import DISTANCES
 from mmtransfer.training.options import TrainingOptions
 
 #: distances compare all pairs of rows
 MOST_ROWS = 1500
+LEAST_ROWS = 4
 #: `{column: {distance: value}}`
 Distances = Mapping[str, Mapping[str, float]]
 
@@ -34,10 +36,25 @@ def apart(
         generator = np.random.default_rng(training.seed)
         if len(found) > MOST_ROWS:
             found = found[generator.choice(len(found), MOST_ROWS, replace=False)]
-        if len(found) < 4:
-            raise ValueError(f"{where} has {name!r} in {len(found)} rows: too few for a distance")
+        if len(found) < LEAST_ROWS:  # fewer than before encoding, where some are unreadable
+            raise too_few(name, len(found), split)
         sides.append(found)
     return {key: measure(*sides) for key, measure in DISTANCES.items()}
+
+
+def check_values(rows: Rows, names: Iterable[str], where: str) -> None:
+    """Raise `ValueError` for a column that too few rows have."""
+    for name in names:
+        values = (v for v in column(rows, name) if v is not None)
+        found = sum(1 for _ in islice(values, LEAST_ROWS))
+        if found < LEAST_ROWS:
+            raise too_few(name, found, where)
+
+
+def too_few(name: str, count: int, where: str) -> ValueError:
+    return ValueError(
+        f"{where} has {name!r} in {count} rows: too few for a distance, which takes {LEAST_ROWS}"
+    )
 
 
 def farness(columns: Distances) -> float:

@@ -23,19 +23,20 @@ class Progress:
     """Bars that vanish when their work is done; silent unless `shown`."""
 
     def __init__(self, shown: bool, title: str = "") -> None:
-        self.console = Console(stderr=True, quiet=not shown)
+        # Titles have names of columns and encoders, with any brackets and colons.
+        self.console = Console(stderr=True, quiet=not shown, markup=False, emoji=False)
         self.title, self.note = title, ""
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
         """Yields a function that says how much more has been done."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         live = self.console.is_terminal and not self.console.quiet
         with Bars(*columns, console=self.console, transient=True, disable=not live) as bars:

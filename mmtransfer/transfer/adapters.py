@@ -36,7 +36,8 @@ class Adapter:
         (Liu et al., NeurIPS 2022)
     rank, alpha, dropout: of "lora" and "dora"; what they add is scaled by alpha / rank
     target_modules: names of layers or ends of names, a regular expression, or "auto": all linear
-        layers and two-dimensional convolutions without groups that the encoder calls
+        layers and two-dimensional convolutions without groups that the encoder calls; for "dora"
+        without those that have a row of zeros
     """
 
     name: str = "lora"
@@ -250,11 +251,20 @@ def _layers(encoder: nn.Module) -> dict[str, Any]:
 
 def _targets(encoder: Encoder, adapter: Adapter, sample: Any) -> list[str]:
     asked, known = adapter.target_modules, _adaptable(encoder, sample)
+    if adapter.name == "dora":  # a row of zeros has no direction, and its length over itself is NaN
+        known = [name for name in known if _rows_have_length(encoder.get_submodule(name))]
     if asked == "auto":
         return known
     if isinstance(asked, str):
         return [name for name in known if re.fullmatch(asked, name)]
     return [name for name in known if any(f".{name}".endswith(f".{end}") for end in asked)]
+
+
+def _rows_have_length(layer: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    weight: Any = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    return bool(weight.detach().flatten(1).norm(dim=1).all())
 
 
 def _kinds(encoder: Encoder, sample: Any) -> list[str]:

@@ -42,8 +42,8 @@ def test_the_chart_is_a_picture_with_bars_of_the_right_height(tmp_path, monkeypa
 
 
 def test_names_are_neither_formulas_nor_markup(tmp_path, capsys):
-    scores = {"[/red]": {"a$b_$": [0.5]}}
+    scores = {"[/red]:x:": {"a$b_$": [0.5]}}
     print_scores(scores, "[/]")
-    assert "[/red]" in capsys.readouterr().out
+    assert "[/red]:x:" in capsys.readouterr().out
     chart_scores(scores, "a$b_$", tmp_path / "chart.png")
     assert (tmp_path / "chart.png").is_file()

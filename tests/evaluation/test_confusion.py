@@ -12,7 +12,7 @@ def test_the_matrix_is_that_of_scikit_learn_and_pairs_are_its_largest_errors(sco
     logits, targets = scores
     matrix = confusion_matrix(logits, targets)
     assert matrix.tolist() == reference(targets, logits.argmax(1), labels=range(5)).tolist()
-    pairs = confused_pairs(matrix, "abcde")
+    pairs = confused_pairs(logits, targets, "abcde")
     assert sum(pair["rows"] for pair in pairs) == int((logits.argmax(1) != targets).sum())
     assert [p["rows"] for p in pairs] == sorted((p["rows"] for p in pairs), reverse=True)
     first = pairs[0]
@@ -20,8 +20,25 @@ def test_the_matrix_is_that_of_scikit_learn_and_pairs_are_its_largest_errors(sco
     off = matrix.clone().fill_diagonal_(0)
     assert first["rows"] == matrix[t, p] == off.max()
     assert first["share"] == float(matrix[t, p] / matrix[t].sum())
-    assert confused_pairs(matrix, "abcde", 2) == pairs[:2]
+    assert confused_pairs(logits, targets, "abcde", count=2) == pairs[:2]
     assert confusion_matrix(logits[:0], targets[:0]).sum() == 0
+
+
+def test_pairs_keep_the_rows_where_the_model_was_surest(scores) -> None:
+    logits, targets = scores
+    numbers = torch.arange(300) * 2
+    best, predicted = logits.double().softmax(1).max(1)
+    found = confused_pairs(logits, targets, "abcde", numbers, examples=3)
+    assert len(found) > 2
+    for pair in found:
+        truth, guess = "abcde".index(pair["truth"]), "abcde".index(pair["predicted"])
+        rows = [i for i in range(300) if (targets[i], predicted[i]) == (truth, guess)]
+        expected = sorted(rows, key=lambda i: -float(best[i]))[:3]
+        assert [example["row"] for example in pair["examples"]] == [2 * i for i in expected]
+        assert pair["examples"][0]["probability"] == float(best[expected[0]])
+        assert pair["examples"][0]["likelihood"] == float(
+            logits[expected[0]].double().softmax(0)[truth]
+        )
 
 
 def test_the_worst_mistakes_are_the_least_likely_labels(scores) -> None:

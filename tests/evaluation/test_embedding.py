@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmtransfer.evaluation.embedding import embed, sampled
+from mmtransfer.evaluation.embedding import MAPS, embed, sampled
 
 
 def clusters(rows: int = 60) -> torch.Tensor:
@@ -43,3 +43,10 @@ def test_rows_are_a_sample_without_repetition() -> None:
         embed(torch.rand(3, 2))
     with pytest.raises(ValueError, match="'t-sne'.*'tsne'"):
         embed(torch.rand(5, 2), "t-sne")
+
+
+@pytest.mark.parametrize("method", MAPS)
+def test_vectors_that_are_all_the_same_lie_at_one_point(method: str) -> None:
+    found = embed(torch.full((12, 5), 0.3), method)
+    assert torch.equal(found.points, torch.zeros(12, 2))
+    assert sum(found.explained) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -18,15 +19,17 @@ from PIL import Image
 from mmtransfer.cli import main
 from mmtransfer.encoders.base import build_encoder
 from mmtransfer.evaluation.calibration import calibration_error
-from mmtransfer.evaluation.command import print_summary
+from mmtransfer.evaluation.command import default_output, print_summary, summary
 from mmtransfer.evaluation.encoded import decide, encode_rows
 from mmtransfer.evaluation.evaluate import Options, evaluate
 from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
+from mmtransfer.report.collect import read_run
 from mmtransfer.tasks.classification import Classification
 from mmtransfer.temperature import Temperature
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import run
+from mmtransfer.training.surroundings import versions
 from mmtransfer.transfer.base import Phase, Strategy
 
 MODALITIES = ("image", "sound", "text")
@@ -62,9 +65,10 @@ def found(trained, tmp_path_factory, rows_of) -> tuple[dict[str, Any], Path]:
     return results, output
 
 
-def test_the_numbers_are_those_of_predictions(found, trained, rows_of) -> None:
+def test_the_numbers_are_those_of_predictions(found, trained, rows_of, monkeypatch) -> None:
     results, _ = found
     rows = rows_of(150, 3)
+    monkeypatch.setattr(trained, "temperature", Temperature(results["temperature"]))
     answers = trained.predict(rows)
     right = [a["label"]["label"] == r["label"] for a, r in zip(answers, rows, strict=True)]
     right.pop(4)
@@ -79,6 +83,14 @@ def test_the_numbers_are_those_of_predictions(found, trained, rows_of) -> None:
     total = sum(share["value"] for share in shares["of_modalities"].values())
     assert total == pytest.approx(shares["all"] - shares["none"], abs=1e-12)
     assert len(task["contributions"]["predictions"]["predicted"]) == 150
+    assert abs(results["temperature"]["label"] - 1) > 0.05
+    explained = task["contributions"]["predictions"]["all"]
+    expected = [answer["label"]["probability"] for answer in answers]
+    assert explained == pytest.approx(expected, abs=1e-5)
+    for pair in task["confusion"]["pairs"]:
+        for example in pair["examples"]:
+            assert answers[example["row"]]["label"]["label"] == pair["predicted"]
+            assert expected[example["row"]] == pytest.approx(example["probability"], abs=1e-5)
     for mistake in task["confusion"]["mistakes"]:
         assert rows[mistake["row"]]["label"] == mistake["truth"] != mistake["predicted"]
         answer = answers[mistake["row"]]["label"]
@@ -123,7 +135,11 @@ def test_rows_without_labels_or_a_modality_are_judged_as_far_as_they_go(trained,
     rows = [{**row, "label": None, "text": None} for row in rows_of(6, 3)]
     results = evaluate(trained, rows, options=QUICK)
     assert results["modalities"]["text"] == 0
-    assert results["tasks"]["label"] == {"labelled": 0, "metrics": {"rows": 0}}
+    assert results["tasks"]["label"] == {
+        "labelled": 0,
+        "score": "accuracy",
+        "metrics": {"rows": 0},
+    }
     assert set(results["robustness"]["noise"]) == {"image", "sound"}
 
 
@@ -187,6 +203,16 @@ def test_the_command_prints_writes_and_calibrates(saved, tmp_path, capsys) -> No
     assert said["tasks"]["label"]["metrics"] == written["tasks"]["label"]["metrics"]
     assert said["tasks"]["label"]["without_rows"] == ["plum"]
     assert written["learning"] == {"train_loss": [1.0]}
+    about = written["about"]
+    assert about.pop("versions") == versions()
+    assert about == {
+        "model": str(model),
+        "data": str(data),
+        "split": "test",
+        "calibrate_on": "validation",
+        "outliers": None,
+        "seed": 0,
+    }
     assert not (model / "temperature.json").exists()
     with pytest.raises(SystemExit):
         main(given)
@@ -197,6 +223,39 @@ def test_the_command_prints_writes_and_calibrates(saved, tmp_path, capsys) -> No
     assert "left out: plum" in out
     t = TransferModel.from_pretrained(model).temperature.by_task
     assert t == pytest.approx(written["temperature"])
+
+
+def test_an_evaluation_goes_where_the_report_of_its_run_looks(
+    saved, tmp_path, monkeypatch, capsys
+) -> None:
+    model, data = saved
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    main(["evaluate", str(model), str(data), "--resamples", "20"])
+    assert f"pictures are in {model.parent / 'evaluation'}" in capsys.readouterr().out
+    assert read_run(model.parent).evaluation is not None
+    assert list(elsewhere.iterdir()) == []
+    monkeypatch.chdir(model)
+    assert default_output(".") == model.parent / "evaluation"
+    (model.parent / "metrics.json").rename(model.parent / "run.json")
+    assert default_output(".") == model.parent / "evaluation"
+    (model.parent / "run.json").unlink()
+    assert default_output(str(model)) == default_output("some/hub-id") == Path("evaluation")
+
+
+def test_a_temperature_stays_where_none_can_be_fitted(saved, tmp_path, capsys) -> None:
+    model, data = saved
+    Temperature({"label": 2.5}).save(model)
+    rows = pq.read_table(data / "val.parquet")
+    unlabelled = rows.set_column(2, "label", pa.nulls(len(rows), pa.string()))
+    pq.write_table(unlabelled, data / "val.parquet")
+    given = ["evaluate", str(model), str(data), "--output", str(tmp_path / "out"), "--json"]
+    main([*given, "--save_temperature", "--resamples", "20"])
+    task = json.loads(capsys.readouterr().out)["tasks"]["label"]
+    assert task["temperature"] == 2.5
+    assert task["ece"].keys() == {"before", "after"}
+    assert TransferModel.from_pretrained(model).temperature.by_task == {"label": 2.5}
 
 
 def test_wrong_splits_are_named(saved, tmp_path, capsys) -> None:
@@ -222,3 +281,31 @@ def test_training_drops_a_temperature_that_was_fitted_to_other_weights(
     data = {"train": rows_of(8, 0)}
     run(model, data, Strategy([Phase(1, 1e-3)]), TrainingOptions(progress=False))
     assert model.temperature == Temperature()
+
+
+def test_a_drawing_that_fails_loses_no_numbers(trained, rows_of, tmp_path, monkeypatch) -> None:
+    def broken(results: Any, folder: Path) -> list[str]:
+        raise OSError("no space left")
+
+    module = importlib.import_module("mmtransfer.evaluation.evaluate")
+    monkeypatch.setattr(module, "draw", broken)
+    with pytest.raises(OSError, match="no space"):
+        evaluate(trained, rows_of(9, 3), output=tmp_path, options=QUICK)
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["tasks"]["label"]["labelled"] == 9
+    assert written["pictures"] == []
+
+
+def test_what_is_not_finite_is_null_in_the_file(trained, rows_of, tmp_path) -> None:
+    record = {"train_loss": math.nan, "validation": {"label": {"loss": math.inf}}}
+    run = {"history": [record, record | {"train_loss": 1.0}]}
+    results = evaluate(trained, rows_of(9, 3), run=run, output=tmp_path, options=QUICK)
+
+    def refused(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (tmp_path / "evaluation.json").read_text()
+    curves = json.loads(text, parse_constant=refused)["learning"]
+    assert curves == {"train_loss": [None, 1.0], "label/loss": [None, None]}
+    results["tasks"]["label"]["metrics"]["accuracy"] = math.nan
+    assert summary(results)["tasks"]["label"]["metrics"]["accuracy"] is None

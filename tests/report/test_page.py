@@ -7,8 +7,11 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,11 @@ import soundfile
 from PIL import Image
 
 from mmtransfer.cli import main
+from mmtransfer.evaluation.curves import forgetting, learning_curves
+from mmtransfer.report.collect import read_run
 from mmtransfer.report.inputs import SIDE
 from mmtransfer.report.page import shown, write_report
+from mmtransfer.report.sections import curves_of
 
 from .conftest import EVIL, TEXTS
 
@@ -95,7 +101,12 @@ def test_mistakes_have_their_inputs(run: Path, data: Path) -> None:
     evaluation = json.loads((run / "evaluation/evaluation.json").read_text())
     mistakes = evaluation["tasks"]["product"]["confusion"]["mistakes"]
     assert len(mistakes) == 6
-    rows = [mistake["row"] for mistake in mistakes]
+    pairs = evaluation["tasks"]["product"]["confusion"]["pairs"]
+    rows = [example["row"] for pair in pairs[:6] for example in pair["examples"][:2]]
+    assert rows
+    for pair in pairs[:6]:
+        assert f"{pair['truth']} taken for {pair['predicted']} {pair['rows']} row" in page.text
+    rows += [mistake["row"] for mistake in mistakes]
     pictures, sounds = page.all("img"), page.all("audio")
     assert len(pictures) == sum(row % 7 != 6 for row in rows)
     assert len(sounds) == 2
@@ -111,6 +122,22 @@ def test_mistakes_have_their_inputs(run: Path, data: Path) -> None:
         assert TEXTS[row % 4] is None or TEXTS[row % 4] in page.text
     assert "missing" in page.text
     assert "are shown with --data" not in page.text
+    for row in rows:
+        assert f"Row {row} true" in page.text
+    assert "Most confused pairs Of each" in page.text
+    fewer = Page(write_report([run], str(data), mistakes=0))
+    assert not fewer.all("img")
+    assert "Most confused pairs Of each" not in Page(write_report([run])).text
+
+
+def test_players_are_shared_by_mistakes_and_pairs(run: Path, data: Path) -> None:
+    evaluation = json.loads((run / "evaluation/evaluation.json").read_text())
+    pairs = evaluation["tasks"]["product"]["confusion"]["pairs"]
+    page = Page(write_report([run], str(data), sounds=1 + len(pairs)))
+    told = [str(sound["aria-label"]) for sound in page.all("audio")]
+    assert len(told) == 1 + len(pairs)
+    shown = [example["row"] for pair in pairs for example in pair["examples"][:2]]
+    assert sum(f"audio of row {row}" in told for row in set(shown)) >= min(2, len(pairs))
 
 
 def test_nothing_of_a_run_becomes_html(run: Path, other: Path, data: Path) -> None:
@@ -239,3 +266,76 @@ def test_runs_that_were_judged_on_different_rows_say_so(run: Path, tmp_path: Pat
     found["tasks"]["product"]["labelled"] -= 1
     path.write_text(json.dumps(found))
     assert told in write_report([run, fewer], output=tmp_path / "apart.html").read_text()
+
+
+def test_numbers_that_are_missing_or_not_finite_are_dashes(run: Path, other: Path) -> None:
+    path = run / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text())
+    found["tasks"]["product"]["metrics"]["accuracy"] = None
+    for scores in found["robustness"]["subsets"].values():
+        scores["product"] = None
+    found["robustness"]["noise"]["audio"]["1.0"]["product"] = None
+    path.write_text(json.dumps(found))
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["history"][1]["train_loss"] = math.nan
+    metrics["source"]["before"]["product"]["accuracy"] = math.nan
+    metrics["single"]["image"]["product"]["accuracy"] = math.nan
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    for page in (write_report([run]), write_report([run, other])):
+        assert "accuracy –" in Page(page).text
+        assert "nan" not in Page(page).text.split()
+
+
+def test_the_split_is_named_where_it_is_not_test(run: Path, other: Path, data: Path) -> None:
+    path = run / "evaluation" / "evaluation.json"
+    found = json.loads(path.read_text())
+    assert "judged on" not in Page(write_report([run])).text
+    found["about"] |= {"split": "holdout", "data": "/data/<b>shop"}
+    path.write_text(json.dumps(found))
+    assert "judged on: holdout of /data/<b>shop" in Page(write_report([run])).text
+    assert "different splits (holdout, test)" in Page(write_report([run, other])).text
+    with pytest.raises(ValueError, match="on 'holdout', see --split"):
+        write_report([run], str(data))
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["validation"] = metrics.pop("test")
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    assert "judged on: validation" in Page(write_report([other])).text
+
+
+def test_tasks_of_similar_names_have_anchors_of_their_own(run: Path, other: Path) -> None:
+    for directory in (run, other):
+        shutil.rmtree(directory / "evaluation", ignore_errors=True)
+        metrics = json.loads((directory / "metrics.json").read_text())
+        scores = metrics["test"]["product"]
+        metrics["test"] = dict.fromkeys(("a b", "a-b", "a b 2", "A.b"), scores)
+        (directory / "metrics.json").write_text(json.dumps(metrics))
+    for path in (write_report([run]), write_report([run, other])):
+        page = Page(path)
+        ids = [str(heading["id"]) for heading in page.all("h2")]
+        assert len(ids) == len(set(ids))
+        assert ids[:4] == ["task-a-b", "task-a-b-2", "task-a-b-2-2", "task-a-b-3"]
+        links = [attributes["href"] for attributes in page.all("a")]
+        assert all(f"#{name}" in links for name in ids)
+
+
+def test_the_page_has_the_curves_and_the_forgetting_of_the_evaluation(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["source"]["after"]["product"] |= {"accuracy": 0.25}
+    metrics["history"][2]["train_loss"] = None
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    found = read_run(run)
+    for name, values in learning_curves(metrics["history"]).items():
+        if name != "phase":
+            points = curves_of(found)[name.replace("train_loss", "train loss")]
+            assert points == [(k, v) for k, v in enumerate(values, 1) if v is not None]
+    of_task = forgetting(metrics["source"])["product"]["accuracy"]
+    told = " ".join(shown(of_task[name]) for name in ("before", "after", "forgotten"))
+    assert f"product, accuracy {told}" in Page(write_report([run])).text
+
+
+def test_a_report_of_what_is_there_needs_no_torch(run: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mmtransfer.report.page import write_report; "
+        f"write_report([Path({str(run)!r})]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ import pytest
 from accelerate.utils import set_seed
 
 from mmtransfer.encoders.base import build_encoder
-from mmtransfer.selection.candidates import by_column, label_of, sets_of
+from mmtransfer.selection.candidates import Pool, by_column, label_of, sets_of
 from mmtransfer.selection.choose import Choice, choose
 from mmtransfer.selection.joined import Standard, joined
 from mmtransfer.selection.ranking import Candidate, recommend
@@ -176,6 +176,24 @@ def test_sources_are_ordered_by_distance(data: dict[str, Any], tmp_path: Path) -
     assert any("nearest first" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize("there", [0, 3])
+def test_a_source_without_values_is_told_before_anything_is_encoded(
+    data: dict[str, Any], tmp_path: Path, there: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = rows(40, 5)
+    for row in found[there:]:
+        row["b"] = None
+    values = pa.list_(pa.float64())
+    schema = pa.schema([*((name, values) for name in ("a", "b", "noise")), ("kind", pa.string())])
+    pq.write_table(pa.Table.from_pylist(found, schema), tmp_path / "train.parquet")
+    monkeypatch.setattr(Pool, "encode", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=f"{tmp_path} has 'b' in {there - bool(there)} rows"):
+        choose(data, {"a": WIDE, "b": WIDE}, TASKS, source=str(tmp_path), training=QUIET)
+
+
 def test_scores_can_be_chosen_and_the_count_of_sets_capped(data: dict[str, Any]) -> None:
     encoders = {"a": [WIDE, NARROW], "b": WIDE, "noise": WIDE}
     found = choose(data, encoders, TASKS, "logme", most_sets=5, most_rows=60, training=QUIET)
@@ -227,6 +245,39 @@ def test_encoders_find_the_columns_that_they_read(picture: Any, clip: Any) -> No
     }
 
 
+def test_a_column_of_labels_is_no_input_by_itself() -> None:
+    shop = [{"text": "an apple", "product": "apple", "category": "fruit"}]
+    with pytest.raises(
+        ValueError, match=r"reads text and category: write text=tiny-bert\?width=16 or"
+    ):
+        by_column(["tiny-bert?width=16"], shop, ["product"])
+    assert by_column(["tiny-bert"], shop, ["product", "category"]) == {"text": ["tiny-bert"]}
+    assert by_column(["text=tiny-bert"], shop, ["product"]) == {"text": ["tiny-bert"]}
+    with pytest.raises(ValueError, match="'product' is what is to be learned"):
+        by_column(["product=tiny-bert"], shop, ["product"])
+    with pytest.raises(ValueError, match="all columns are targets"):
+        by_column(["tiny-bert"], shop, list(shop[0]))
+
+
+def test_columns_of_any_name_take_encoders() -> None:
+    odd = ("a:b", "a:b=c", "why?", "x/y")
+    shop = [dict.fromkeys((*odd, "kind"), "an apple")]
+    given = [f"{name}=tiny-bert?width=16" for name in odd]
+    assert by_column(given, shop, ["kind"]) == {name: ["tiny-bert?width=16"] for name in odd}
+    with pytest.raises(ValueError, match=r"unknown encoder 'a'.*mean 'a:b'.*JSON.*\{\"a:b\": "):
+        by_column(["a:d=tiny-bert"], shop, ["kind"])
+
+
+def test_a_column_with_a_colon_is_ranked_and_trained(data: dict[str, Any]) -> None:
+    renamed = {
+        split: [{"a:b": row["a"], "kind": row["kind"]} for row in of] for split, of in data.items()
+    }
+    brief = {"strategy_options": {"epochs": 1}, "training": QUIET}
+    found = choose(renamed, [f"a:b={WIDE}"], TASKS, verify=1, **brief)
+    assert found.chosen.encoders == {"a:b": WIDE}
+    assert found.chosen.trained is not None
+
+
 def test_sets_have_one_encoder_per_column_small_ones_first() -> None:
     found = sets_of({"image": ["p", "q"], "text": ["r"]})
     assert found == [
@@ -237,8 +288,18 @@ def test_sets_have_one_encoder_per_column_small_ones_first() -> None:
         {"image": "q", "text": "r"},
     ]
     assert sets_of({"image": ["p", "q"], "text": ["r"]}, 3) == found[:3]
-    assert label_of({"image": "hf:some/where/net?size=3", "text": "tiny-bert"}) == "net + tiny-bert"
-    assert label_of({"image": "hf:runs/first/model"}) == "first/model"
+
+
+def test_labels_name_columns_and_encoders() -> None:
+    found = label_of({"image": "hf:some/where/net?size=3", "text": "tiny-bert"})
+    assert found == "image: net + text: tiny-bert"
+    assert label_of({"image": "hf:runs/first/model"}) == "image: first/model"
+
+
+def test_the_same_encoder_of_two_columns_is_told_apart(choice: Choice) -> None:
+    labels = {candidate.label for candidate in choice.candidates}
+    assert {"a: mlp", "b: mlp", "noise: mlp", "a: mlp + b: mlp"} < labels
+    assert len(labels) == 7
 
 
 def test_a_single_class_is_refused(data: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from mmtransfer.cli import main
 
@@ -37,7 +38,7 @@ def test_the_command_ranks_verifies_and_prints_the_recipe(
     output = tmp_path / "out"
     given = ["choose", "--data", str(data), "--encoders", "tiny-vit?width=16&layers=1"]
     given += ["tiny-bert?width=16&layers=1", "--tasks", '{"product": "classification"}']
-    given += ["--verify", "2", "--model_options", '{"fusion": "concat", "width": 8}']
+    given += ["--verify", "2", "--model_options", '{"fusion": "sum", "width": 8}']
     given += ["--strategy_options", '{"epochs": 2}', "--training.batch_size", "8"]
     given += ["--source", str(data), "--budget_minutes", "5"]
     main([*given, "--training.cache", str(tmp_path / "cache"), "--output", str(output)])
@@ -56,9 +57,12 @@ def test_the_command_ranks_verifies_and_prints_the_recipe(
     assert json.loads(words[words.index("--encoders") + 1]) == {
         "text": "tiny-bert?width=16&layers=1"
     }
-    short = ["--strategy_options", '{"epochs": 1, "probe_epochs": 1}', "--width", "8"]
-    main([*words[1:], *short, "--output", str(tmp_path / "trained")])
-    assert (tmp_path / "trained" / "metrics.json").is_file()
+    main([*words[1:], "--output", str(tmp_path / "trained")])
+    kept = yaml.safe_load((tmp_path / "trained" / "config.yaml").read_text())
+    assert (kept["fusion"], kept["width"], kept["dropout"]) == ("sum", 8, 0.5)
+    assert kept["strategy_options"] == {"probe_epochs": 2}
+    assert kept["training"]["batch_size"] == 8
+    assert kept["training"]["cache"] == str(tmp_path / "cache")
 
 
 def test_json_is_all_that_is_printed(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

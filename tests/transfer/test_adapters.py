@@ -180,6 +180,20 @@ def wavlm() -> HuggingFaceEncoder:
     return HuggingFaceEncoder(transformers.WavLMModel(config), processor)
 
 
+def test_dora_leaves_out_layers_with_a_row_of_zeros(values):
+    """MobileNetV2 as published has such; the length of the row over itself would be NaN."""
+    model = make("tiny-bert")
+    for end in ("query", "key"):
+        first = next(m for n, m in model.named_modules() if n.endswith(end))
+        nn.init.zeros_(first.weight[1])
+    before = logits(model, values["text"])
+    add_adapters(model, {"x": "dora"}, {"x": "one"})
+    torch.testing.assert_close(logits(model, values["text"]), before)
+    adapted = {n.split(".base_layer")[0] for n in model.state_dict() if ".base_layer." in n}
+    assert sum(name.endswith(("query", "key")) for name in adapted) == 2  # of two blocks each
+    assert any(name.endswith("value") for name in adapted)
+
+
 def test_layers_that_are_read_and_not_called_get_none(values):
     encoder = wavlm()
     fusion = build_fusion("concat", {"x": encoder.width}, 8)
