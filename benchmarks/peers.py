@@ -65,7 +65,8 @@ def subset(source: Path, target: Path, rows: int, test_rows: int) -> dict[str, i
                 )
             order = np.concatenate([order[firsts], np.delete(order, firsts)])
         chosen = np.sort(order[:most])
-        pq.write_table(table.take(chosen), target / f"{split}.parquet")
+        # Groups as small as those of the set: a reader holds one of them in memory.
+        pq.write_table(table.take(chosen), target / f"{split}.parquet", row_group_size=250)
         counts[split] = len(chosen)
     return counts
 

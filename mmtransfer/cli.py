@@ -133,7 +133,9 @@ def predict(
     """
     from mmtransfer.data.rows import read_parquet
     from mmtransfer.model import TransferModel
+    from mmtransfer.training.setup import keep_freed_memory
 
+    keep_freed_memory()
     if rows.is_dir():
         files = ", ".join(sorted(path.name for path in rows.glob("*.parquet"))) or "none"
         raise IsADirectoryError(f"{rows} is a directory: name one of its parquet files ({files})")
@@ -188,7 +190,9 @@ def evaluate(
         print_summary,
         summary,
     )
+    from mmtransfer.training.setup import keep_freed_memory
 
+    keep_freed_memory()
     where = default_output(model) if output is None else output
     results = evaluate_saved(
         model,

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before any library reads them: tests never look for a hub, and never touch the user's cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import pytest
 from PIL import Image
+
+from mmtransfer.cli import main
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +30,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMTRANSFER_CACHE", str(tmp_path / "cache"))
+
+
+def failure(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr with which the command ended."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("mmtransfer: ")
+    return lines[0]
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ from mmtransfer.fusion.base import build_fusion
 from mmtransfer.model import TransferModel
 from mmtransfer.tasks.classification import Classification
 
+from .conftest import failure
+
 Maker = Callable[..., bytes]
 
 
@@ -50,20 +52,6 @@ def rows(picture: Maker, tmp_path: Path) -> Path:
     table = {"image": pictures, "text": ["apple", "a pear", None], "price": [1.0, 2.0, 3.0]}
     pq.write_table(pa.table(table), path)
     return path
-
-
-def failure(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr with which the command ended."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert ended.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("mmtransfer: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def prepared(components: Components, words: list[str]) -> list[str]:
 def check_words(components: Components, words: list[str]) -> None:
     """Raise `ValueError` for an unknown command or option, with the nearest one."""
     rest = list(words)
+    unnamed = isinstance(components, Mapping)  # what one of several commands needs has no name
     while isinstance(components, Mapping):
         if not rest or rest[0].startswith("-"):
             return  # jsonargparse lists the commands
@@ -37,7 +38,7 @@ def check_words(components: Components, words: list[str]) -> None:
             raise ValueError(f"unknown command {name!r}.{nearest(name, names)}")
         components = components[name]
     parameters = inspect.signature(components).parameters
-    bare = [name for name, p in parameters.items() if p.default is p.empty]
+    bare = [name for name, p in parameters.items() if unnamed and p.default is p.empty]
     options = [*(name for name in parameters if name not in bare), *OWN]
     for word in rest:
         name, _, part = word[2:].split("=")[0].rstrip("+").partition(".")

@@ -18,6 +18,8 @@ from mmtransfer.cli import main
 from mmtransfer.commands.recipe_file import read_recipe
 from mmtransfer.data.products import product_rows
 
+from ..conftest import failure
+
 ROOT = Path(__file__).parents[2]
 SETTINGS: dict[str, Any] = {
     "tasks": {"product": {"name": "classification", "label_smoothing": 0.1}},
@@ -42,16 +44,6 @@ def data(tmp_path: Path) -> Path:
 def recipe(path: Path, **settings: Any) -> Path:
     path.write_text(yaml.safe_dump(settings))
     return path
-
-
-def failure(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert ended.value.code == 2
-    err = capsys.readouterr().err
-    assert len(err.splitlines()) == 1, err
-    return err
 
 
 def test_a_file_trains_and_what_it_leaves_is_a_recipe_again(

@@ -60,6 +60,10 @@ def test_misspelt_names_are_refused_with_the_nearest(words: list[str], told: str
     assert told in str(refused.value)
 
 
+def test_a_command_by_itself_has_names_for_all() -> None:
+    assert prepared(touch, ["--place", "a", "--force"]) == ["--place", "a", "--force=true"]
+
+
 def test_a_misspelt_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["reprot"])
