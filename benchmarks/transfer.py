@@ -47,6 +47,8 @@ def report(part: Any, results: list[tuple[Cell, Figures]], settings: Any, output
     """Print the tables of a part, and leave its JSON and picture."""
     name = part.__name__.rpartition(".")[2]
     summary = summarise(results, part.BASELINES, list(part.MEMBERS))
+    if hasattr(part, "further"):
+        summary |= part.further(results)
     show(summary, part.BASELINES)
     output.mkdir(parents=True, exist_ok=True)
     specs: dict[str, dict[str, Any]] = {}
@@ -64,7 +66,7 @@ def report(part: Any, results: list[tuple[Cell, Figures]], settings: Any, output
     }
     write_results(output / f"{name}.json", found)
     if hasattr(part, "draw"):
-        part.draw(found["more"], output / f"{name}.png")
+        part.draw(summary, output / f"{name}.png")
     else:
         draw(summary, next(iter(part.BASELINES)), output / f"{name}.png")
     return summary

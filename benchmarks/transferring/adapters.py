@@ -33,9 +33,20 @@ EPOCHS = 4
 MEMBERS: dict[str, dict[str, Any]] = {
     "full": {"strategy": {"name": "full", "encoder_lr": 3e-4}},
     "lora": {"strategy": {"name": "lora", "encoder_lr": 3e-3, "merge": False}},
+    "dora": {"strategy": {"name": "dora", "encoder_lr": 3e-3, "merge": False}},
+    "ia3": {"strategy": {"name": "ia3", "encoder_lr": 1e-2, "merge": False}},
+    "bitfit": {"strategy": {"name": "bitfit", "encoder_lr": 3e-3}},
+    "norm_only": {"strategy": {"name": "norm_only", "encoder_lr": 3e-3}},
     "linear_probe": {"strategy": {"name": "linear_probe", "lr": 2e-3}},
 }
-GRID: dict[str, tuple[float, ...]] = {"full": (1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2)}
+GRID: dict[str, tuple[float, ...]] = {
+    "full": (1e-4, 3e-4, 1e-3),
+    "lora": (1e-3, 3e-3, 1e-2),
+    "dora": (1e-3, 3e-3, 1e-2),
+    "ia3": (3e-3, 1e-2, 3e-2),
+    "bitfit": (1e-3, 3e-3, 1e-2),
+    "norm_only": (1e-3, 3e-3, 1e-2),
+}
 
 
 @cache

@@ -48,5 +48,6 @@ def as_markdown(members: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str
     lines = [f"| | {' | '.join([*headings, 'CPU s'])} |", f"|---|{'---:|' * (len(headings) + 1)}"]
     for name, told in members.items():
         cells = [text for kind in kinds for text in shown(told.get(kind, {}))]
-        lines.append(f"| {name} | {' | '.join(cells)} | {told['cpu']['mean']:.0f} |")
+        cells.append(f"{told['cpu']['mean']:.0f}" if "cpu" in told else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -69,7 +69,7 @@ def show(summary: Summary, baselines: Mapping[str, str]) -> None:
         table.add_column("CPU s", justify="right")
         for name, told in members.items():
             cells = [text for kind in kinds for text in shown(told.get(kind, {}))]
-            table.add_row(name, *cells, f"{told['cpu']['mean']:.0f}")
+            table.add_row(name, *cells, f"{told['cpu']['mean']:.0f}" if "cpu" in told else "")
         Console(width=120).print(table)
 
 

@@ -35,7 +35,7 @@ def given_encoders(data: Retail, inputs: Mapping[str, str]) -> dict[str, Encoder
 
 
 def fit(
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, Encoder | str],
     rows: Rows,
     strategy: Strategy,
     options: TrainingOptions,
