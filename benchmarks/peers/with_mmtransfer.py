@@ -8,7 +8,7 @@ from mmtransfer.training.run import build_model, run
 def train(data, image, text, frozen, epochs, batch_size, parts, precision, output, seed, methods):
     """-> accuracy on the test rows."""
     rows = load_rows(data)
-    encoders = {"image": f"hf:{image}", "text": f"hf:{text}"}
+    encoders = {"text": f"hf:{text}", "image": f"hf:{image}"}
     tasks = {"product": "classification"}
     model = build_model(encoders, tasks, rows["train"], fusion="concat", seed=seed)
     strategy = build_strategy("full", methods, epochs=epochs, encoder_lr=0.0 if frozen else 2e-4)

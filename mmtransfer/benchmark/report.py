@@ -159,12 +159,14 @@ def draw(results: Results, folder: Path) -> list[Path]:
         values = [100 * row["accuracy"] for row in rows]
         errors = [100 * row["interval"] for row in rows]
         colours = ["#35618f" if label != BASELINE else "#b0703c" for label in labels]
-        axes.barh(labels, values, xerr=errors, color=colours, capsize=2, height=0.72)
-        for k, (value, error) in enumerate(zip(values, errors, strict=True)):
-            shift = error if error == error else 0.0
-            axes.text(value + shift + 0.15, k, f"{value:.1f}", va="center", fontsize=8)
+        ends = [[v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1)]
+        axes.hlines(labels, *ends, colors=colours)
+        axes.scatter(values, labels, color=colours)
+        for value, label in zip(values, labels, strict=True):
+            place = {"xytext": (0, 5), "textcoords": "offset points"}
+            axes.annotate(f"{value:.1f}", (value, label), fontsize=7, ha="center", **place)
         axes.invert_yaxis()
-        axes.set_xlim(max(0, min(values) - 6), min(100, max(values) + 3))
+        axes.grid(axis="y", alpha=0.25)
         axes.set_xlabel("accuracy (%), mean and 95 % interval over seeds")
         axes.set_title(f"{task}: test accuracy by fusion", loc="left")
         axes.spines[["top", "right"]].set_visible(False)

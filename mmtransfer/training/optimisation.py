@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmtransfer.features import Activations, Batch, Inputs, Outputs
 from mmtransfer.methods.base import Method
 from mmtransfer.model import TransferModel, is_trainable
+from mmtransfer.training.convolutions import quicken_convolutions
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.setup import (
     compile_encoders,
@@ -73,6 +74,8 @@ class Optimisation:
         # Not prepared: a prepared scheduler steps once per process (accelerate 1.15).
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(inner, rate_curve(phase, steps))
         synchronise_batch_norm(model, accelerator)
+        if accelerator.device.type == "cpu" and options.precision == "bf16":
+            quicken_convolutions(model)
         if accelerator.ddp_handler is not None:
             # A modality that the batch of one process lacks leaves its encoder without a gradient.
             tuned = any(is_trainable(encoder) for encoder in model.encoders.values())
