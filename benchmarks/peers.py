@@ -150,32 +150,26 @@ def run_side(side: str, case: str, settings: dict[str, Any]) -> None:
 
 def measure(side: str, case: str, settings: dict[str, Any]) -> dict[str, Any]:
     """`run_side` in a process of its own."""
-    with tempfile.TemporaryDirectory() as output:
-        given = json.dumps(settings | {"output": output})
-        done = subprocess.run(
-            [sys.executable, __file__, "--side", side, "--case", case, "--settings", given],
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-            capture_output=True,
-            text=True,
-        )
-    if done.returncode:
-        raise RuntimeError(f"{side}, {case} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    chosen = ["--side", side, "--case", case, "--settings"]
+    return figures_of([sys.executable, __file__, *chosen], settings)
 
 
 def measure_autogluon(python: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Full tuning by AutoGluon MultiModal in the given environment."""
+    return figures_of([str(python), str(FOLDER / "with_autogluon.py")], settings | {"seed": 0})
+
+
+def figures_of(command: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """The JSON that a command prints at last, given settings as its last argument."""
     with tempfile.TemporaryDirectory() as output:
-        given = json.dumps(settings | {"output": output, "seed": 0})
         done = subprocess.run(
-            [str(python), str(FOLDER / "with_autogluon.py"), given],
+            [*command, json.dumps(settings | {"output": output})],
             env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             capture_output=True,
             text=True,
         )
     if done.returncode:
-        raise RuntimeError(f"AutoGluon failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
