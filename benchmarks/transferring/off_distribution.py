@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmtransfer.benchmark.report import finish
+from mmtransfer.drawing import drawing
 from transferring import few_labels
 from transferring.cells import Cell, Figures
 from transferring.report import Summary, better, compared
@@ -43,30 +45,24 @@ def further(results: Sequence[tuple[Cell, Figures]]) -> Summary:
 
 def draw(summary: Summary, path: Path) -> None:
     """Accuracy off against in distribution, along alpha, as the paper shows it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4.2))
-    for setting, by_alpha in summary.items():
-        if not setting.endswith(BY_ALPHA):
-            continue
-        x = [100 * found["accuracy"]["mean"] for found in by_alpha.values()]
-        y = [100 * found["shifted"]["mean"] for found in by_alpha.values()]
-        axes.plot(x, y, marker="o", label=setting.removesuffix(BY_ALPHA))
-        for alpha, across, up in zip(by_alpha, x, y, strict=True):
-            place = {"xytext": (4, 4), "textcoords": "offset points"}
-            axes.annotate(alpha, (across, up), fontsize=7, **place)
-    axes.set_xlabel("accuracy on test photos (%)")
-    axes.set_ylabel("accuracy on corrupted test photos (%)")
-    axes.set_title("WiSE-FT by alpha", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with drawing() as pyplot:
+        figure, axes = pyplot.subplots(figsize=(6, 4.2))
+        for setting, by_alpha in summary.items():
+            if not setting.endswith(BY_ALPHA):
+                continue
+            x = [100 * found["accuracy"]["mean"] for found in by_alpha.values()]
+            y = [100 * found["shifted"]["mean"] for found in by_alpha.values()]
+            axes.plot(x, y, marker="o", label=setting.removesuffix(BY_ALPHA))
+            for alpha, across, up in zip(by_alpha, x, y, strict=True):
+                place = {"xytext": (4, 4), "textcoords": "offset points"}
+                axes.annotate(alpha, (across, up), fontsize=7, **place)
+        axes.set_xlabel("accuracy on test photos (%)")
+        axes.set_ylabel("accuracy on corrupted test photos (%)")
+        axes.set_title("WiSE-FT by alpha", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        finish(figure, path)
 
 
 def misses(summary: Summary, results: Sequence[tuple[Cell, Figures]]) -> list[str]:

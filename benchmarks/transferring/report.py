@@ -9,6 +9,8 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
+from mmtransfer.benchmark.report import finish
+from mmtransfer.drawing import drawing
 from mmtransfer.evaluation.statistics import interval
 from transferring.cells import Cell, Figures
 
@@ -85,30 +87,24 @@ def shown(figures: Mapping[str, float]) -> tuple[str, str]:
 
 def draw(summary: Summary, kind: str, path: Path) -> None:
     """Bars of one kind of accuracy with intervals, a panel for each setting, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = {
-        setting: {name: told[kind] for name, told in members.items() if kind in told}
-        for setting, members in summary.items()
-    }
-    height = 1.2 + 0.24 * max(len(panel) for panel in panels.values())
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(2 + 3.6 * len(panels), height), squeeze=False
-    )
-    for axis, (setting, panel) in zip(axes[0], panels.items(), strict=True):
-        names = sorted(panel, key=lambda name: panel[name]["mean"])
-        values = [100 * panel[name]["mean"] for name in names]
-        errors = [100 * panel[name]["interval"] for name in names]
-        bars = axis.barh(names, values, xerr=errors, capsize=2, color="#3b6ea5")
-        axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=3)
-        axis.set_title(setting, loc="left", fontsize=9)
-        axis.set_xlim(0, 1.15 * max(values))
-        axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(f"{kind} (%)", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    with drawing() as pyplot:
+        panels = {
+            setting: {name: told[kind] for name, told in members.items() if kind in told}
+            for setting, members in summary.items()
+        }
+        height = 1.2 + 0.24 * max(len(panel) for panel in panels.values())
+        figure, axes = pyplot.subplots(
+            1, len(panels), figsize=(2 + 3.6 * len(panels), height), squeeze=False
+        )
+        for axis, (setting, panel) in zip(axes[0], panels.items(), strict=True):
+            names = sorted(panel, key=lambda name: panel[name]["mean"])
+            values = [100 * panel[name]["mean"] for name in names]
+            errors = [100 * panel[name]["interval"] for name in names]
+            bars = axis.barh(names, values, xerr=errors, capsize=2, color="#3b6ea5")
+            axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=3)
+            axis.set_title(setting, loc="left", fontsize=9)
+            axis.set_xlim(0, 1.15 * max(values))
+            axis.tick_params(labelsize=7)
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.supxlabel(f"{kind} (%)", fontsize=8)
+        finish(figure, path)
