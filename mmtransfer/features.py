@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: one value per column
 Row = dict[str, Any]
@@ -70,6 +70,11 @@ class Inputs:
 
     values: dict[str, Tensor]
     rows: Tensor
+
+    def joined(self, other: Inputs, size: int) -> Inputs:
+        """With the rows of another batch, behind the `size` rows of this one."""
+        values = {k: padded_cat(v, other.values[k]) for k, v in self.values.items()}
+        return Inputs(values, torch.cat([self.rows, other.rows + size]))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Inputs:
         move = {k: v.to(device, non_blocking=non_blocking) for k, v in self.values.items()}
@@ -146,6 +151,9 @@ class Features:
     def first(self, count: int) -> Features:
         return Features(self.tokens[:count], self.mask[:count])
 
+    def behind(self, count: int) -> Features:
+        return Features(self.tokens[count:], self.mask[count:])
+
     def scatter(self, rows: Tensor, size: int) -> Features:
         """Place these P rows into a batch of `size`; all other rows become absent."""
         tokens = self.tokens.new_zeros(size, *self.tokens.shape[1:])
@@ -179,6 +187,13 @@ class Activations:
     features: Features
     depth: int
     rows: Tensor
+
+    def joined(self, other: Activations, size: int) -> Activations:
+        """With the rows of another batch, behind the `size` rows of this one."""
+        tokens = padded_cat(self.features.tokens, other.features.tokens)
+        mask = padded_cat(self.features.mask, other.features.mask)
+        rows = torch.cat([self.rows, other.rows + size])
+        return Activations(Features(tokens, mask), self.depth, rows)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Activations:
         features = self.features.to(device, non_blocking)
@@ -233,6 +248,17 @@ class Outputs:
 
 torch.export.register_dataclass(Features)
 torch.export.register_dataclass(Outputs)  # FSDP hangs its work on the tensors that it finds
+
+
+def padded_cat(first: Tensor, second: Tensor) -> Tensor:
+    """(P, ...) and (Q, ...) -> (P + Q, ...); what is shorter is padded with zeros at its end."""
+    shape = [max(sizes) for sizes in zip(first.shape[1:], second.shape[1:], strict=True)]
+
+    def pad(x: Tensor) -> Tensor:
+        ends = [end for a, b in zip(shape, x.shape[1:], strict=True) for end in (a - b, 0)]
+        return nn.functional.pad(x, ends[::-1]) if any(ends) else x
+
+    return torch.cat([pad(first), pad(second)])
 
 
 def proper_subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:

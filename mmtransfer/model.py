@@ -22,8 +22,11 @@ from mmtransfer.temperature import Temperature
 from mmtransfer.unimodal import UnimodalHeads
 
 WEIGHTS, ADAPTERS = "model.safetensors", "adapters"
-#: fields of `Outputs` that are given on demand
-ON_DEMAND = ("unimodal", "unimodal_detached", "subsets", "features", "fused", "unlabelled")
+#: fields of `Outputs` that are given on demand, and that batch norm sees each domain by itself
+ON_DEMAND = (
+    *("unimodal", "unimodal_detached", "subsets", "features", "fused", "unlabelled"),
+    "domains_apart",
+)
 
 
 class TransferModel(
@@ -59,7 +62,7 @@ class TransferModel(
         self.temperature = Temperature()
 
     def provide(self, demanded: Collection[str], seed: int = 0) -> None:
-        """Let `Outputs` have these fields of `ON_DEMAND` too, in training mode, and no others.
+        """Heed these of `ON_DEMAND` in training mode, most of them fields of `Outputs`, no others.
 
         Unimodal heads are made anew, from a seed of their own, or removed.
         Raises `ValueError` for an unknown field.
@@ -84,12 +87,22 @@ class TransferModel(
         What is left out is absent.  -> logits {task: (B, C)}, weights (B, M) or None.
 
         unlabelled: rows of the unlabelled target, which pass in the same call: processes agree on
-            which parameters a call has used
+            which parameters a call has used.  Batch norm that learns its statistics sees both kinds
+            of rows as one batch, unless "domains_apart" is demanded: running statistics of two
+            domains by turns would be those of neither
         """
-        features = {name: self.encode(name, inputs.get(name), size) for name in self.encoders}
+        others = {} if unlabelled is None else dict(unlabelled.inputs)
+        features = {}
+        for name in self.encoders:
+            both = self._joined(name, inputs.get(name), others.get(name), size)
+            if both is None or unlabelled is None:
+                features[name] = self.encode(name, inputs.get(name), size)
+            else:
+                found = self.encode(name, both, size + len(unlabelled))
+                features[name], others[name] = found.first(size), found.behind(size)
         outputs = self._join(features)
         if unlabelled is not None:
-            outputs.unlabelled = self.forward(unlabelled.inputs, len(unlabelled))
+            outputs.unlabelled = self.forward(others, len(unlabelled))
         if not (self.training and self.demanded):
             return outputs
         outputs.features = features if "features" in self.demanded else None
@@ -104,6 +117,24 @@ class TransferModel(
         if "subsets" in self.demanded:
             outputs.subsets = self._of_subsets(features)
         return outputs
+
+    def _joined(
+        self,
+        name: str,
+        here: Inputs | Activations | Features | None,
+        there: Inputs | Activations | Features | None,
+        size: int,
+    ) -> Inputs | Activations | None:
+        """Both as the inputs of one batch, if batch norm needs them together."""
+        if "domains_apart" in self.demanded or not has_batch_norm(self.encoders[name]):
+            return None
+        if isinstance(here, Inputs) and isinstance(there, Inputs):
+            both: Inputs | Activations = here.joined(there, size)
+        elif isinstance(here, Activations) and isinstance(there, Activations):
+            both = here.joined(there, size)
+        else:
+            return None
+        return both if len(here.rows) and len(there.rows) else None  # spare values belong to none
 
     def _join(self, features: Mapping[str, Features]) -> Outputs:
         fused = self.fusion(dict(features))
@@ -306,6 +337,12 @@ def hold_still(module: nn.Module, batch_norm: bool) -> None:
     else:
         for child in module.children():
             hold_still(child, batch_norm)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether there is batch norm that goes by its batch now."""
+    norm = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(part, norm) and part.training for part in module.modules())
 
 
 def is_empty(inputs: Inputs | Activations) -> bool:

@@ -37,7 +37,7 @@ class AdaBN(Method):
     Raises `ValueError` where no encoder has batch norm, and under FSDP.
     """
 
-    needs = ("unlabelled", "trained_encoders")
+    needs = ("unlabelled_inputs", "domains_apart", "trained_encoders")
 
     def __init__(self, momentum: float = 0.1) -> None:
         if not 0 < momentum <= 1:

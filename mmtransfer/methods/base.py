@@ -67,9 +67,12 @@ class Method(Configurable):
     #: "numbered_rows" (rows that have the same number in each epoch, which those of a stream do
     #: not), "repeated_backward" (it goes backwards by itself through what the step goes through,
     #: too), "second_pass" (it asks `on_gradients` for the gradients elsewhere), "source" (labelled
-    #: rows of the source), "unmixed_rows" (it remembers something of each row), or fields of
-    #: `Outputs` that are given on demand, "unlabelled" being one; a method that needs "unimodal" or
-    #: "unimodal_detached" makes these part of the loss in every step
+    #: rows of the source), "unlabelled_rows" (to look at before training), "unlabelled_inputs"
+    #: (`Batch.unlabelled` in each step), "unmixed_rows" (it remembers something of each row), or
+    #: fields of `Outputs` that are given on demand, "unlabelled" being one; a method that needs
+    #: "unimodal" or "unimodal_detached" makes these part of the loss in every step.  With
+    #: "domains_apart" batch norm that trains sees labelled and unlabelled rows one after the other,
+    #: not as one batch
     needs: tuple[str, ...] = ()
     #: what it trains by itself, at the rate of fusion and heads; it stays behind on saving
     module: nn.Module | None = None

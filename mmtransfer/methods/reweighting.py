@@ -24,7 +24,7 @@ class Reweighting(Method):
     before training counts, so that encoders should be pretrained.
     """
 
-    needs = ("unlabelled", "numbered_rows")
+    needs = ("unlabelled_rows", "numbered_rows")
 
     def __init__(self) -> None:
         self.weights = torch.ones(0)  # (N,) of the training rows, once they are known

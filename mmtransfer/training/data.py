@@ -155,7 +155,7 @@ class TrainingData:
         self, windows: Iterator[list[Batch]], step: int, accumulation: int
     ) -> Iterator[list[Batch]]:
         """Windows from a step of the run on, with the unlabelled rows that a method needs."""
-        if "unlabelled" not in self.strategy.needs:
+        if not self.strategy.needs & {"unlabelled", "unlabelled_inputs"}:
             yield from windows
             return
         name = f"unlabelled in {accumulation} parts"

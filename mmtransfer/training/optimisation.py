@@ -161,7 +161,8 @@ class Optimisation:
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
             with self.accelerator.autocast():
                 # FSDP moves all tensors that it finds in an argument; it must find none needlessly.
-                unlabelled = () if batch.unlabelled is None else (batch.unlabelled,)
+                others = batch.unlabelled if "unlabelled" in self.plain.demanded else None
+                unlabelled = () if others is None else (others,)
                 outputs = self.model(batch.inputs, len(batch), *unlabelled)
             losses = self._task_losses(outputs, batch, counts)
             share = torch.stack(list(losses.values())).sum()

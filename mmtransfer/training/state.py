@@ -88,7 +88,7 @@ class RunState:
         self.stop = stop or StopSignal()
         splits = {"train": train} | ({} if validation is None else {"validation": validation})
         splits |= {name: rows for name, rows in (further or {}).items() if name in FURTHER}
-        if "unlabelled" not in strategy.needs:
+        if "unlabelled" not in strategy.splits:
             splits.pop("unlabelled", None)
         self.data = TrainingData(
             model, splits, strategy, self.options, self.accelerator, self.progress, self.stop

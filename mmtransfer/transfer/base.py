@@ -21,6 +21,8 @@ SCHEDULES = ("cosine", "constant")
 #: what a method may need: outputs of the model, and what phases and data must be like
 NEEDS = (
     *ON_DEMAND,
+    "unlabelled_inputs",
+    "unlabelled_rows",
     "trained_encoders",
     "numbered_rows",
     "repeated_backward",
@@ -28,7 +30,13 @@ NEEDS = (
     "source",
     "unmixed_rows",
 )
-SPLIT_NEEDS = ("unlabelled", "source")
+#: the splits that some of them call for
+SPLIT_NEEDS = {
+    "unlabelled": "unlabelled",
+    "unlabelled_inputs": "unlabelled",
+    "unlabelled_rows": "unlabelled",
+    "source": "source",
+}
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,11 @@ class Strategy:
         return {need for method in self.methods for need in method.needs}
 
     @property
+    def splits(self) -> set[str]:
+        """The splits besides that of training that its methods need."""
+        return {SPLIT_NEEDS[need] for need in self.needs if need in SPLIT_NEEDS}
+
+    @property
     def frozen(self) -> bool:
         """True when no phase trains any part of an encoder."""
         return not any(rate for phase in self.phases for rate in _values(phase.encoder_lr))
@@ -194,8 +207,8 @@ def check_plan(
     kinds = {name: encoder.modality for name, encoder in model.encoders.items()}
     for method in strategy.methods:
         check_needs(method, strategy)
-        for split in SPLIT_NEEDS:
-            if split in method.needs and split not in splits:
+        for split in (SPLIT_NEEDS[need] for need in method.needs if need in SPLIT_NEEDS):
+            if split not in splits:
                 raise ValueError(
                     f"{type(method).__name__} needs rows of a split {split!r}, and there is none; "
                     f"found {', '.join(splits)}"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from mmtransfer.data.collate import Collate
 from mmtransfer.encoders.base import Encoder
-from mmtransfer.features import Features
+from mmtransfer.features import Batch, Features, padded_cat
 from mmtransfer.methods import adabn
 from mmtransfer.methods.adabn import AdaBN, adapt_batch_norm
+from mmtransfer.methods.mmd import MMD
+from mmtransfer.model import TransferModel
 from mmtransfer.training.look import LookAtData
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model
@@ -44,13 +48,26 @@ def rows(mean: float, deviation: float, count: int = 24) -> list[dict]:
     return [{"a": rng.normal(mean, deviation, 3), "kind": "xy"[i % 2]} for i in range(count)]
 
 
-def fit(further, pretrained=False, phase=None, output=None, cut=0, resume=False, **options):
+def fit(
+    further,
+    pretrained=False,
+    phase=None,
+    output=None,
+    cut=0,
+    resume=False,
+    methods=None,
+    hooked=None,
+    **options,
+):
     train = rows(0, 1)
     torch.manual_seed(0)
     encoder = Normed()
     encoder.pretrained = pretrained
     model = build_model({"a": encoder}, TASKS, train, "concat", 4)
-    strategy = Strategy([phase or Phase(2, 1e-3, 1e-3)], [AdaBN(), Interrupt(cut)])
+    if hooked is not None:
+        model.register_forward_pre_hook(lambda model, given: hooked.append(len(given) > 2))
+    methods = [*(methods or [AdaBN()]), Interrupt(cut)]
+    strategy = Strategy([phase or Phase(2, 1e-3, 1e-3)], methods)
     chosen = {"batch_size": 12, "progress": False, "track": [], "evaluation_batch_size": 24}
     chosen = TrainingOptions(**chosen | options)
     trainer = Trainer(model, train, None, strategy, chosen, output, further=further)
@@ -89,6 +106,66 @@ def test_the_kept_model_has_the_statistics_of_the_target():
     found = encoder.eval()(**batch.inputs["a"].values).tokens[:, 0].detach()
     torch.testing.assert_close(found.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(found.std(0), torch.ones(4), atol=0.1, rtol=0)
+
+
+def both_domains() -> tuple[TransferModel, Batch, Batch]:
+    torch.manual_seed(0)
+    model = build_model({"a": Normed()}, TASKS, rows(0, 1), "concat", 4)
+    model.encoders["a"].drop.p = 0.0
+    collate = Collate(model.encoders, {})
+    here = collate(list(enumerate([*rows(0, 1, 12), {"a": None}])))
+    there = collate(list(enumerate([{"a": None}, *unlabelled(5, 3, 8)["unlabelled"]])))
+    return model.train(), here, there
+
+
+def test_batch_norm_sees_both_domains_as_one_batch():
+    """Their running statistics by turns would be those of neither."""
+    model, here, there = both_domains()
+    model.provide(["unlabelled", "features"])
+    found = model(here.inputs, len(here), there)
+    statistics = [b.clone() for b in model.encoders["a"].first.buffers()]
+    model, here, there = both_domains()
+    values = torch.cat([here.inputs["a"].values["x"], there.inputs["a"].values["x"]])
+    together = model.encoders["a"](x=values).tokens
+    torch.testing.assert_close(found.features["a"].tokens[:12], together[:12])
+    torch.testing.assert_close(found.unlabelled.features["a"].tokens[1:], together[12:])
+    torch.testing.assert_close(statistics, list(model.encoders["a"].first.buffers()))
+    assert found.features["a"].present.tolist() == [True] * 12 + [False]
+    assert found.unlabelled.features["a"].present.tolist() == [False] + [True] * 8
+    assert len(found.logits["kind"]) == 13
+    assert len(found.unlabelled.logits["kind"]) == 9
+
+
+@pytest.mark.parametrize("way", ["demanded", "still"])
+def test_domains_pass_by_themselves_where_asked_and_where_batch_norm_is_still(way):
+    model, here, there = both_domains()
+    model.provide(["unlabelled", *(["domains_apart"] if way == "demanded" else [])])
+    model.encoders["a"].pretrained = way == "still"
+    model.train()
+    found = model(here.inputs, len(here), there)
+    torch.testing.assert_close(found.logits, model(here.inputs, len(here)).logits)
+    torch.testing.assert_close(found.unlabelled.logits, model(there.inputs, len(there)).logits)
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=2), st.data())
+def test_shorter_values_are_padded_with_zeros(sizes, data):
+    shapes = [[n, *data.draw(st.tuples(st.integers(0, 5), st.integers(1, 3)))] for n in sizes]
+    first, second = (torch.randn(shape) for shape in shapes)
+    both = padded_cat(first, second)
+    assert both.shape == (sum(sizes), *np.maximum(*(shape[1:] for shape in shapes)))
+    for found, part in zip(both.split(sizes), (first, second), strict=True):
+        _, length, width = part.shape
+        assert torch.equal(found[:, :length, :width], part)
+        assert torch.isclose(found.square().sum(), part.square().sum())
+
+
+def test_the_model_passes_unlabelled_rows_for_those_alone_that_need_its_outputs():
+    passed: list[int] = []
+    alone = fit(unlabelled(5, 3), hooked=passed)
+    assert alone.strategy.methods[0].target
+    assert not any(passed)
+    fit(unlabelled(5, 3), hooked=passed, methods=[AdaBN(), MMD()])
+    assert any(passed)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
