@@ -9,6 +9,7 @@ Parts, each described in its file in benchmarks/transferring/:
 - few_labels: 4 and 16 labelled photos per product, every strategy and penalty
 - off_distribution: full fine-tuning, LP-FT and WiSE-FT on corrupted photos; the same models
 - shift: labelled clean photos, unlabelled corrupted ones, every method of alignment
+- digits: what photos of products cannot show, on digits of MNIST
 - adapters: LoRA on BERT for the label texts
 - tasks: product and category, alone and together
 
@@ -26,20 +27,23 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from measuring import RESULTS, decide, shared_directory, write_results
 from peers import minilm
-from transferring.cells import Cell, Figures, run_cells
+from transferring.cells import Cell, Figures, run_cell
 from transferring.page import PAGE, fill
 from transferring.report import Summary, draw, show, summarise
 from transferring.retail import MARK, prepare
 
+from mmtransfer.benchmark.running import run_cells
 from mmtransfer.cli import command
 from mmtransfer.registry import nearest
 
-PARTS = ("few_labels", "off_distribution", "shift", "adapters", "tasks")
+PARTS = ("few_labels", "off_distribution", "shift", "digits", "adapters", "tasks")
 TUNING_SEED = 1000
 
 
@@ -72,10 +76,30 @@ def report(part: Any, results: list[tuple[Cell, Figures]], settings: Any, output
     return summary
 
 
+def run_all(
+    cells: list[Cell], work: Path, jobs: int, failures: list[str]
+) -> Iterator[tuple[Cell, Figures]]:
+    """Cells with their figures, each in a line as it comes; those that fail go to `failures`."""
+
+    def tell(cell: Cell, failure: str | None) -> None:
+        if failure is not None:
+            failures.append(
+                f"{cell.part}, {cell.setting}: {cell.member}, seed {cell.seed}: {failure}"
+            )
+
+    run = partial(run_cell, work=work)
+    for cell, figures in run_cells(cells, run, work / "cells", jobs, tell):
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float))
+        told = f"{cell.part}, {cell.setting}: {cell.member}, seed {cell.seed}"
+        print(f"{told}  {shown}", flush=True)
+        yield cell, figures
+
+
 def tried(results: list[tuple[Cell, Figures]]) -> None:
     """Print what each value came to, on validation rows."""
     for cell, figures in results:
-        print(f"{100 * figures['accuracy']:.1f}  {cell.member}  (seed {cell.seed})")
+        told = ", ".join(f"{figures[k]:.3f}" for k in ("accuracy", "source") if k in figures)
+        print(f"{told}  {cell.setting}: {cell.member}  (seed {cell.seed})")
 
 
 def main(
@@ -107,12 +131,12 @@ def main(
     started = time.perf_counter()
     prepare(shared_directory(), f"hf:{minilm()}", work)
     numbers = range(TUNING_SEED, TUNING_SEED + 1) if tune else range(seeds)
-    failures = []
+    failures: list[str] = []
     for name in PARTS if part is None else (part,):
         module: Any = importlib.import_module(f"transferring.{name}")
         wanted = module.cells(numbers, tested, shorter, tune)
         wanted = [c for c in wanted if only is None or c.member.startswith(tuple(only))]
-        results = list(run_cells(wanted, work, jobs))
+        results = list(run_all(wanted, work, jobs, failures))
         if tune:
             tried(results)
         elif results:

@@ -10,12 +10,6 @@ Biased to whole: the labelled half is drawn by how a photo looks (the first prin
 its features within its product), so that rows at one end are rare in it; the unlabelled target is
 all training photos, judged are clean test photos.  It is what weights of rows are for.
 
-Clear to hazy: digits of MNIST and a small network with batch norm that trains from scratch on clear
-ones; the target is of little contrast, bright and noisy.  It is what AdaBN is for.
-
-Some labelled, most not: the same digits and no shift, 200 with labels and 4000 without.  It is what
-pseudo-labels are for.
-
 Nothing but labels of the target tells which option is best.  All methods were tuned alike, of as
 many values, on the 296 corrupted photos of the validation split with their labels (`GRID`), which
 few would have in earnest; plain training chose its rate by them, too.
@@ -23,19 +17,15 @@ few would have in earnest; plain training chose its rate by them, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import shared_directory
 from sklearn.decomposition import PCA
 
-from mmtransfer import Encoder, Phase, Strategy, Trainer
-from mmtransfer.data.digit_sources import read_pictures
-from mmtransfer.data.rows import Rows
+from mmtransfer import Phase, Strategy
 from mmtransfer.methods.base import build_method
 from transferring.cells import Cell, Figures
 from transferring.report import Summary, better
@@ -46,7 +36,6 @@ BASELINE = "source only"
 BASELINES = dict.fromkeys(("accuracy", "source"), BASELINE)
 LEAST_BETTER = 3
 SETTING, BIASED = "clean to corrupted", "biased to whole"
-PARTLY, HAZY = "some labelled, most not", "clear to hazy"
 LR, PLAIN_LR, EPOCHS, BATCH = 2e-3, 1e-3, 20, 64
 #: as `--tune` found them
 MEMBERS: dict[str, list[dict[str, Any]]] = {
@@ -69,25 +58,7 @@ WEIGHTING: dict[str, list[dict[str, Any]]] = {
     "kmm": [{"name": "kmm", "bound": 3.0}],
     "mmd": [{"name": "mmd", "weight": 1.0}],
 }
-#: of the third
-DIGITS: dict[str, list[dict[str, Any]]] = {
-    BASELINE: [],
-    "adabn": [{"name": "adabn"}],
-    "mmd": [{"name": "mmd", "weight": 0.3}],
-    "adabn + mmd": [{"name": "adabn"}, {"name": "mmd", "weight": 1.0}],
-}
-#: of the fourth
-PARTLY_LABELLED: dict[str, list[dict[str, Any]]] = {
-    BASELINE: [],
-    "self_training": [{"name": "self_training", "threshold": 0.9}],
-}
-TABLES = {SETTING: MEMBERS, BIASED: WEIGHTING, HAZY: DIGITS, PARTLY: PARTLY_LABELLED}
-#: of the tables with digits: labelled and unlabelled rows, whether these are hazy, epochs
-DIGIT_ROWS = {HAZY: (1000, 1000, True, 10), PARTLY: (200, 4000, False, 60)}
-DIGIT_LR = {HAZY: 2e-3, PARTLY: 5e-3}
-JUDGED_DIGITS = 1000
-SMALL = "small-cnn?size=28&channels=1&widths=[16,32,64]&pool=mean"
-CONTRAST, HAZE, GRAIN = 0.4, 110.0, 15.0  # of grey values up to 255
+TABLES = {SETTING: MEMBERS, BIASED: WEIGHTING}
 STEEPNESS = 2.0  # of the chance to be drawn, over a standard deviation of that component
 #: what `--tune` tries, of the method that is listed last
 GRID: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -110,11 +81,6 @@ def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -
     named = [(s, name, methods) for s, of in TABLES.items() for name, methods in of.items()]
     for seed, (setting, name, methods) in product(seeds, named):
         spec = {"epochs": epochs, "methods": methods, "biased": setting == BIASED}
-        if setting in DIGIT_ROWS:
-            *sizes, far = DIGIT_ROWS[setting]
-            spec["epochs"] = max(1, round(far / shorter))
-            spec["digits"] = sizes
-            spec["lr"] = DIGIT_LR[setting]
         adapted = setting == SETTING and name.startswith("adabn")
         lr = LR if methods or adapted or setting != SETTING else PLAIN_LR
         spec = {"adabn": adapted, "lr": lr} | spec
@@ -144,68 +110,9 @@ def drawn(data: Retail, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return chosen, np.arange(size)
 
 
-@cache
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, 28, 28) and digits of MNIST."""
-    found = read_pictures(shared_directory() / "data" / "mnist")["train"]
-    return found.values, found.digits
-
-
-def hazy(picture: np.ndarray, number: int) -> np.ndarray:
-    grain = np.random.default_rng(number).normal(0, GRAIN, picture.shape)
-    return (CONTRAST * picture + HAZE + grain).clip(0, 255).astype(np.uint8)
-
-
-def run_digits(cell: Cell, work: Path) -> Figures:
-    """Accuracy on digits of the target and, where that is another, of the source."""
-    pictures, labels = digits()
-    labelled, unlabelled, shifts = cell.spec["digits"]
-    # The first digits are tested, the next are those that options are chosen by.
-    start = JUDGED_DIGITS * ["test", "validation"].index(cell.judged)
-    judged = np.arange(start, start + JUDGED_DIGITS)
-    others = np.arange(2 * JUDGED_DIGITS, len(labels))
-    order = np.random.default_rng(cell.seed).permutation(others)
-
-    def rows(numbers: np.ndarray, bad: bool) -> list[dict[str, Any]]:
-        return [
-            {"image": hazy(pictures[i], i) if bad else pictures[i], "digit": int(labels[i])}
-            for i in map(int, numbers)
-        ]
-
-    source = rows(order[:labelled], False)
-    target = rows(order[labelled : labelled + unlabelled], shifts)
-    target = [{"image": row["image"]} for row in target]
-    trainer = trained(cell, work, {"image": SMALL}, source, target, "digit")
-    try:
-        tests = {"accuracy": rows(judged, shifts)}
-        if shifts:
-            tests["source"] = rows(judged, False)
-        return {kind: accuracy(trainer, found, "digit") for kind, found in tests.items()}
-    finally:
-        trainer.close()
-
-
-def trained(
-    cell: Cell,
-    work: Path,
-    encoders: Mapping[str, Encoder | str],
-    source: Rows,
-    target: Rows,
-    task: str,
-) -> Trainer:
-    lr = cell.spec["lr"]
-    methods = [build_method(method) for method in cell.spec["methods"]]
-    tuned = lr if "digits" in cell.spec else 0.0
-    strategy = Strategy([Phase(cell.spec["epochs"], lr, tuned)], methods)
-    options = training_options(work, cell.seed, batch_size=BATCH)
-    return fit(encoders, source, strategy, options, {task: "classification"}, target)
-
-
 def run(cell: Cell, work: Path) -> Figures:
     """Accuracy on photos of the target and, where that is another, of the source."""
     data, spec = retail(work), cell.spec
-    if "digits" in spec:
-        return run_digits(cell, work)
     kind = "_adabn" if spec["adabn"] else ""
     clean, bad = ({"image": f"{name}_features{kind}"} for name in ("photo", "shifted"))
     if spec["biased"]:
@@ -216,7 +123,14 @@ def run(cell: Cell, work: Path) -> Figures:
     source = data.rows("train", clean, labelled, ["product"])
     target = data.rows("train", bad, unlabelled, [])
     judged = np.arange(data.size(cell.judged))
-    trainer = trained(cell, work, given_encoders(data, clean), source, target, "product")
+    methods = [build_method(method) for method in spec["methods"]]
+    trainer = fit(
+        given_encoders(data, clean),
+        source,
+        Strategy([Phase(spec["epochs"], spec["lr"])], methods),
+        training_options(work, cell.seed, batch_size=BATCH),
+        further={"unlabelled": target},
+    )
     try:
         kinds = {"accuracy": bad} if spec["biased"] else {"accuracy": bad, "source": clean}
         tests = {k: data.rows(cell.judged, kinds[k], judged, ["product"]) for k in kinds}

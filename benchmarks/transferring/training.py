@@ -10,7 +10,14 @@ from typing import Any
 
 from measuring import shared_directory
 
-from mmtransfer import Encoder, Strategy, Trainer, TrainingOptions, build_strategy
+from mmtransfer import (
+    Encoder,
+    Strategy,
+    Trainer,
+    TrainingOptions,
+    TransferModel,
+    build_strategy,
+)
 from mmtransfer.data.rows import Rows
 from mmtransfer.methods.base import build_method
 from mmtransfer.training.run import build_model
@@ -40,13 +47,25 @@ def fit(
     strategy: Strategy,
     options: TrainingOptions,
     tasks: Mapping[str, Any] | None = None,
-    unlabelled: Rows | None = None,
+    further: Mapping[str, Rows] | None = None,
     fusion: Any = "concat",
 ) -> Trainer:
-    """Train a new model, with the weights of the last step; the caller closes it."""
+    """Train a new model, with the weights of the last step; the caller closes it.
+
+    further: rows "unlabelled" of the target and labelled ones of the "source"
+    """
     chosen = tasks or {"product": "classification"}
     model = build_model(encoders, chosen, rows, fusion, WIDTH, options.seed)
-    further = {} if unlabelled is None else {"unlabelled": unlabelled}
+    return trained(model, rows, strategy, options, further)
+
+
+def trained(
+    model: TransferModel,
+    rows: Rows,
+    strategy: Strategy,
+    options: TrainingOptions,
+    further: Mapping[str, Rows] | None = None,
+) -> Trainer:
     trainer = Trainer(model, rows, None, strategy, options, further=further)
     trainer.fit()
     return trainer

@@ -1,20 +1,14 @@
-"""Cells of a benchmark: one training each, kept in a file of its own, in several processes."""
+"""Cells of the fusion benchmark: a fusion, trained alike for some seeds."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mmtransfer.benchmark.ensemble import Joined, Recipe, train
 from mmtransfer.benchmark.scores import robustness, score
@@ -106,62 +100,3 @@ def run_cell(cell: Cell, device: str = "cpu") -> list[dict[str, Any]]:
             )
         results.append(result)
     return results
-
-
-def begin_process() -> None:
-    """One thread each: processes that share cores with threads of others only wait."""
-    torch.set_num_threads(1)
-
-
-def run_cells(
-    cells: Sequence[Cell],
-    output: Path,
-    jobs: int,
-    tell: Callable[[Cell, str | None], None] = lambda cell, failure: None,
-) -> Iterator[tuple[Cell, list[dict[str, Any]]]]:
-    """Each cell with its results, as they come; those that `output` has are read, not run.
-
-    A cell that fails is told of, with what went wrong, and stops no other.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    left = []
-    for cell in cells:
-        file = output / f"{cell.key}.json"
-        if file.is_file():
-            tell(cell, None)
-            yield cell, json.loads(file.read_text())["results"]
-        else:
-            left.append(cell)
-    for cell, outcome in _computed(left, jobs):
-        if isinstance(outcome, Exception):
-            tell(cell, f"{type(outcome).__name__}: {outcome}")
-            continue
-        file = output / f"{cell.key}.json"
-        aside = file.with_suffix(".part")
-        aside.write_text(json.dumps({"cell": asdict(cell), "results": outcome}))
-        os.replace(aside, file)
-        tell(cell, None)
-        yield cell, outcome
-
-
-def _computed(
-    cells: Sequence[Cell], jobs: int
-) -> Iterator[tuple[Cell, list[dict[str, Any]] | Exception]]:
-    if jobs < 2 or len(cells) < 2:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        for cell in cells:
-            try:
-                yield cell, run_cell(cell, device)
-            except Exception as error:
-                yield cell, error
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), begin_process) as pool:
-        running = {pool.submit(run_cell, cell): cell for cell in cells}
-        for done in as_completed(running):
-            failure = done.exception()
-            if failure is None:
-                yield running[done], done.result()
-            elif isinstance(failure, Exception):
-                yield running[done], failure
-            else:
-                raise failure

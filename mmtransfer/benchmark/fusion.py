@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmtransfer.benchmark.cells import Cell, run_cells
+from mmtransfer.benchmark.cells import Cell, run_cell
 from mmtransfer.benchmark.ensemble import Recipe
+from mmtransfer.benchmark.running import run_cells
 from mmtransfer.encoders.base import parse_spec
 from mmtransfer.evaluation.charts import mean
 from mmtransfer.registry import check_options, fusions
@@ -106,6 +108,8 @@ def compare(plan: Plan, output: Path, jobs: int = 0) -> dict[str, Any]:
     jobs: processes, by default one per core
     """
     jobs = jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    on_gpu = jobs < 2 and torch.cuda.is_available()
+    run = partial(run_cell, device="cuda" if on_gpu else "cpu")
     failures: dict[str, str] = {}
     main = next(iter(plan.tasks))
     columns = (
@@ -126,7 +130,7 @@ def compare(plan: Plan, output: Path, jobs: int = 0) -> dict[str, Any]:
                     failures[cell.member] = failure
                     progress.console.print(f"[red]{cell.member} failed[/red]: {failure}")
 
-            found = run_cells(cells, output / "cells", jobs, tell)
+            found = run_cells(cells, run, output / "cells", jobs, tell)
             return {cell.key: result for cell, result in found}
 
         tuning = {

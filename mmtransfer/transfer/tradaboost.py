@@ -61,7 +61,8 @@ class TrAdaBoost:
         self.estimators_, self.votes_ = [], []
         for _ in range(self.rounds):
             weights = weights / weights.sum()
-            found = self._new().fit(rows, labels, sample_weight=weights)
+            # 1 on average: a classifier with a penalty would take smaller ones for fewer rows.
+            found = self._new().fit(rows, labels, sample_weight=weights * len(rows))
             wrong = found.predict(rows) != labels
             error = float(weights[n:] @ wrong[n:]) / max(float(weights[n:].sum()), TINY)
             error = float(np.clip(error, TINY, others / (others + 1)))

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from mmtransfer.benchmark import cells as module
-from mmtransfer.benchmark.cells import Cell, run_cell, run_cells, save_split
+from mmtransfer.benchmark.cells import Cell, run_cell, save_split
 from mmtransfer.benchmark.ensemble import Recipe
 from mmtransfer.benchmark.fusion import Plan, compare, members_of
 from mmtransfer.benchmark.report import draw, removal, show, summarise
+from mmtransfer.benchmark.running import run_cells
 from mmtransfer.data.examples import Examples
 from mmtransfer.evaluation.robustness import noisy, subsets, without
 from mmtransfer.features import Features
@@ -94,13 +94,17 @@ def test_the_subset_of_a_model_of_one_modality_is_the_whole(folder: Path) -> Non
     assert list(found["subsets"]) == ["image"]
 
 
-def test_what_is_done_is_read_and_not_run_again(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_what_is_done_is_read_and_not_run_again(folder: Path, tmp_path: Path) -> None:
     wanted = [cell(folder, seeds=(seed,)) for seed in range(3)]
-    first = results_of(run_cells(wanted, tmp_path / "cells", 1))
+    first = results_of(run_cells(wanted, run_cell, tmp_path / "cells", 1))
     ran: list[Cell] = []
-    monkeypatch.setattr(module, "run_cell", lambda c, d: ran.append(c) or run_cell(c, d))
     (tmp_path / "cells" / f"{wanted[1].key}.json").unlink()
-    again = results_of(run_cells(wanted, tmp_path / "cells", 1))
+
+    def run(one: Cell) -> list[dict[str, Any]]:
+        ran.append(one)
+        return run_cell(one)
+
+    again = results_of(run_cells(wanted, run, tmp_path / "cells", 1))
     assert ran == [wanted[1]]
     for one in wanted:
         assert again[one.key][0]["test"] == first[one.key][0]["test"]
@@ -141,10 +145,10 @@ def test_processes_give_what_one_gives_and_a_failing_cell_stops_no_other(
         if failure:
             failures[one.member] = failure
 
-    alone = results_of(run_cells(wanted, tmp_path / "one", 1, tell))
+    alone = results_of(run_cells(wanted, run_cell, tmp_path / "one", 1, tell))
     assert list(failures) == ["bad"]
     assert "heads must divide" in failures.pop("bad")
-    several = results_of(run_cells(wanted, tmp_path / "two", 2, tell))
+    several = results_of(run_cells(wanted, run_cell, tmp_path / "two", 2, tell))
     assert list(failures) == ["bad"]
     assert set(alone) == set(several) == {wanted[0].key, wanted[2].key}
     for key, results in alone.items():

@@ -17,7 +17,7 @@ from mmtransfer import build_encoder
 from mmtransfer.methods.base import build_method
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "transfer.py"
-PARTS = ("few_labels", "off_distribution", "shift", "adapters", "tasks")
+PARTS = ("few_labels", "off_distribution", "shift", "digits", "adapters", "tasks")
 CLASSES = 3
 
 
@@ -110,6 +110,40 @@ def test_labels_of_the_target_are_not_needed(benchmark, work, member):
     assert found["accuracy"] == found["source"] == 1.0
 
 
+@pytest.fixture
+def few_digits(benchmark, monkeypatch):
+    """Stripes in place of digits: ten kinds that any network tells apart."""
+    rng, kinds = np.random.default_rng(0), np.arange(400) % 10
+    pictures = rng.integers(0, 30, (400, 28, 28)).astype(np.uint8)
+    for picture, kind in zip(pictures, kinds, strict=True):
+        picture[2 * kind + 2 : 2 * kind + 6] += 200
+    monkeypatch.setattr(benchmark.digits, "digits", lambda: (pictures, kinds))
+    for name, count in {"JUDGED": 40, "LEARNED": 100, "MANY": 100, "FEW": 60}.items():
+        monkeypatch.setattr(benchmark.digits, name, count)
+
+
+@pytest.mark.parametrize(
+    ("setting", "member"),
+    [
+        ("clear to hazy", "adabn"),
+        ("some labelled, most not", "self_training"),
+        ("0 to 4, then 5 to 9", "ewc"),
+        ("0 to 4, then 5 to 9", "lwf"),
+        ("a teacher", "plain"),
+        ("a teacher", "distillation"),
+        ("clear, then misty, six times", "greedy soup"),
+        ("few right, many by another rule", "tradaboost"),
+        ("many labels", "knn"),
+    ],
+)
+def test_digits_that_are_easily_told_apart_are(benchmark, few_digits, tmp_path, setting, member):
+    part = benchmark.digits
+    (cell,) = [c for c in part.cells(range(1), 12) if (c.setting, c.member) == (setting, member)]
+    found = part.run(cell, tmp_path)
+    assert found["accuracy"] > 0.7
+    assert found.keys() <= {"accuracy", "source"}
+
+
 @pytest.mark.parametrize("member", ["category alone", "pcgrad", "cross_stitch"])
 def test_tasks_are_judged_one_by_one(benchmark, work, member):
     found = benchmark.tasks.run(cell_of(benchmark.tasks, member, epochs=20), work)
@@ -127,14 +161,6 @@ def test_merging_adapters_changes_nothing(benchmark, work, monkeypatch):
     found = benchmark.adapters.run(cell_of(benchmark.adapters, "lora"), work)
     assert 0 < found["share"] < 1
     assert found["merged"] < 1e-5
-
-
-def test_a_cell_that_was_done_is_read(benchmark, work, small, tmp_path, monkeypatch):
-    cells = [cell_of(benchmark.tasks, "together")]
-    monkeypatch.setattr(benchmark.cells, "run_cell", lambda cell, work: {"product": 0.5})
-    first = list(benchmark.cells.run_cells(cells, tmp_path, 1))
-    monkeypatch.setattr(benchmark.cells, "run_cell", None)
-    assert list(benchmark.cells.run_cells(cells, tmp_path, 1)) == first
 
 
 def test_gains_are_between_members_of_one_seed(benchmark):

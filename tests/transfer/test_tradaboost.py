@@ -95,3 +95,11 @@ def test_rows_that_do_not_fit_are_an_error():
         TrAdaBoost().fit(x, [0, 1], x, [0, 1, 0])
     with pytest.raises(ValueError, match="at least 1 round, found 0"):
         TrAdaBoost(rounds=0)
+
+
+def test_a_penalty_means_what_it_means_without_weights():
+    """In the first round, rows of equal weight are rows without weights."""
+    _, (x, y), _ = problem()
+    found = TrAdaBoost(LogisticRegression, rounds=1).fit(x[:60], y[:60], x[60:], y[60:])
+    plain = LogisticRegression().fit(x, y)
+    np.testing.assert_allclose(found.estimators_[0].coef_, plain.coef_, atol=1e-4)
