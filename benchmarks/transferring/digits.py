@@ -26,7 +26,7 @@ three values each; those of the third table by the mean of both accuracies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import cache, partial
 from itertools import product
@@ -35,19 +35,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from measuring import shared_directory
 from sklearn.linear_model import LogisticRegression
 
-from mmtransfer import Phase, Strategy, Trainer, TransferModel
-from mmtransfer.data.digit_sources import read_pictures
+from mmtransfer import TransferModel
 from mmtransfer.data.rows import Rows
-from mmtransfer.methods.base import build_method
 from mmtransfer.training.run import build_model
 from mmtransfer.transfer.feature_based import FeatureBased
 from mmtransfer.transfer.soups import greedy_soup, uniform_soup
 from transferring.cells import Cell, Figures
+from transferring.mnist import SMALL, STUDENT, digits, fit, flat, judged, others, rows
 from transferring.report import Summary
-from transferring.training import WIDTH, accuracy, trained, training_options
+from transferring.training import WIDTH, accuracy
 
 PLAIN = "plain"
 BASELINES = dict.fromkeys(("accuracy", "source"), PLAIN)
@@ -115,10 +113,6 @@ LR = {HAZY: 2e-3, PARTLY: 5e-3, SEQUENCE: 2e-3, TEACHER: 5e-3, SOUP: 5e-3}
 EPOCHS = {HAZY: 10, PARTLY: 60, SEQUENCE: 10, TEACHER: 12, SOUP: 20}
 FEW, MANY, LEARNED = 200, 4000, 1000  # digits
 EACH = 5  # digits of each kind
-JUDGED, BATCH = 1000, 64
-NETWORK = "small-cnn?size=28&channels=1&widths={widths}&pool=mean"
-SMALL, STUDENT = (NETWORK.format(widths=widths) for widths in ("[16,32,64]", "[8,16,32]"))
-FADED, HAZE, GRAIN = 0.6, 110.0, 15.0  # of the contrast; of grey values up to 255
 MISTY = 0.3
 LONGER = 3  # times that the second half is learned
 SOUP_RATES, SOUP_SEEDS = (5e-4, 1e-3, 2e-3), (0, 1)
@@ -154,62 +148,6 @@ def variants(name: str, spec: Member) -> Iterable[tuple[str, Member]]:
         else:
             tried = spec | {option: value}
         yield f"{name} {option}={value:g}", tried
-
-
-@cache
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, 28, 28) and digits of MNIST."""
-    found = read_pictures(shared_directory() / "data" / "mnist")["train"]
-    return found.values, found.digits
-
-
-def hazy(picture: np.ndarray, number: int, haze: float) -> np.ndarray:
-    """A picture as it is at 0, of little contrast, bright and noisy at 1."""
-    grain = np.random.default_rng(number).normal(0, GRAIN, picture.shape)
-    light = (1 - haze * FADED) * picture + haze * (HAZE + grain)
-    return light.clip(0, 255).astype(np.uint8)
-
-
-def judged(cell: Cell) -> np.ndarray:
-    """Numbers of the digits that are tested, or of others that options are chosen by."""
-    return JUDGED * ["test", "validation"].index(cell.judged) + np.arange(JUDGED)
-
-
-def others(seed: int) -> np.ndarray:
-    """Numbers of all that are not judged, in an order that changes with the seed."""
-    return np.random.default_rng(seed).permutation(np.arange(2 * JUDGED, len(digits()[1])))
-
-
-def rows(
-    numbers: Iterable[int], haze: float = 0.0, columns: Sequence[str] = ("digit",)
-) -> list[dict[str, Any]]:
-    """Rows of `image` and its digit in each of these columns."""
-    pictures, labels = digits()
-    return [
-        {"image": hazy(pictures[i], i, haze)} | dict.fromkeys(columns, int(labels[i]))
-        for i in map(int, numbers)
-    ]
-
-
-def fit(
-    cell: Cell,
-    work: Path,
-    train: Rows,
-    model: TransferModel | str = SMALL,
-    further: Mapping[str, Rows] | None = None,
-    seed: int | None = None,
-    **changes: Any,
-) -> Trainer:
-    """A network, by default a new one, trained as the cell says; the caller closes it."""
-    spec, seed = {"methods": []} | cell.spec | changes, cell.seed if seed is None else seed
-    if isinstance(model, str):
-        model = build_model(
-            {"image": model}, {"digit": "classification"}, train, width=WIDTH, seed=seed
-        )
-    methods = [build_method(method) for method in spec["methods"]]
-    strategy = Strategy([Phase(spec["epochs"], spec["lr"], spec["lr"])], methods)
-    options = training_options(work, seed, batch_size=BATCH)
-    return trained(model, train, strategy, options, further)
 
 
 def aligned(cell: Cell, work: Path) -> Figures:
@@ -305,7 +243,7 @@ def souped(cell: Cell, work: Path) -> Figures:
     held = rows(others(cell.seed)[start : start + FEW], MISTY)
 
     def score(model: TransferModel, on: Rows = held) -> float:
-        right = zip(model.predict(on, JUDGED), on, strict=True)
+        right = zip(model.predict(on, len(on)), on, strict=True)
         return float(np.mean([answer["digit"]["label"] == row["digit"] for answer, row in right]))
 
     if cell.member == PLAIN:
@@ -318,11 +256,6 @@ def souped(cell: Cell, work: Path) -> Figures:
         "accuracy": score(model, rows(judged(cell), MISTY)),
         "source": score(model, rows(judged(cell))),
     }
-
-
-def flat(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 784) and digits (N,)."""
-    return digits()[0][numbers].reshape(len(numbers), -1) / 255, digits()[1][numbers]
 
 
 def boosted(cell: Cell, work: Path) -> Figures:

@@ -28,7 +28,7 @@ def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark_transfer", FILE)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    names = (*PARTS, "members", "retail", "training", "report", "cells", "page")
+    names = (*PARTS, "mnist", "members", "retail", "training", "report", "cells", "page")
     parts = {name: importlib.import_module(f"transferring.{name}") for name in names}
     yield SimpleNamespace(main=module, **parts)
     sys.path.remove(str(FILE.parent))
@@ -117,8 +117,10 @@ def few_digits(benchmark, monkeypatch):
     pictures = rng.integers(0, 30, (400, 28, 28)).astype(np.uint8)
     for picture, kind in zip(pictures, kinds, strict=True):
         picture[2 * kind + 2 : 2 * kind + 6] += 200
-    monkeypatch.setattr(benchmark.digits, "digits", lambda: (pictures, kinds))
-    for name, count in {"JUDGED": 40, "LEARNED": 100, "MANY": 100, "FEW": 60}.items():
+    monkeypatch.setattr(benchmark.mnist, "JUDGED", 40)
+    for part in (benchmark.mnist, benchmark.digits):
+        monkeypatch.setattr(part, "digits", lambda: (pictures, kinds))
+    for name, count in {"LEARNED": 100, "MANY": 100, "FEW": 60}.items():
         monkeypatch.setattr(benchmark.digits, name, count)
 
 
