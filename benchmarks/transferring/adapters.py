@@ -34,11 +34,11 @@ BATCH, MERGED_ROWS = 64, 256
 #: as `--tune` found them
 MEMBERS: dict[str, dict[str, Any]] = {
     "full": {"strategy": {"name": "full", "encoder_lr": 3e-4}},
-    "lora": {"strategy": {"name": "lora", "encoder_lr": 3e-3, "merge": False}},
-    "dora": {"strategy": {"name": "dora", "encoder_lr": 3e-3, "merge": False}},
+    "lora": {"strategy": {"name": "lora", "encoder_lr": 1e-3, "merge": False}},
+    "dora": {"strategy": {"name": "dora", "encoder_lr": 1e-3, "merge": False}},
     "ia3": {"strategy": {"name": "ia3", "encoder_lr": 1e-2, "merge": False}},
     "bitfit": {"strategy": {"name": "bitfit", "encoder_lr": 3e-3}},
-    "norm_only": {"strategy": {"name": "norm_only", "encoder_lr": 3e-3}},
+    "norm_only": {"strategy": {"name": "norm_only", "encoder_lr": 1e-2}},
     "linear_probe": {"strategy": {"name": "linear_probe", "lr": 2e-3}},
 }
 GRID: dict[str, tuple[float, ...]] = {
