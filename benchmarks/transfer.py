@@ -53,7 +53,7 @@ def report(part: Any, results: list[tuple[Cell, Figures]], settings: Any, output
     summary = summarise(results, part.BASELINES, list(part.MEMBERS))
     if hasattr(part, "further"):
         summary |= part.further(results)
-    show(summary, part.BASELINES)
+    show(summary)
     output.mkdir(parents=True, exist_ok=True)
     specs: dict[str, dict[str, Any]] = {}
     cells = []

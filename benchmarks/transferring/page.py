@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transferring.report import shown
+from transferring.report import lines, shown
 
 PAGE = Path(__file__).parents[2] / "docs" / "transfer.md"
 UNKNOWN = "not measured yet"
@@ -42,12 +42,10 @@ def fill(page: str, results: Path) -> str:
 
 
 def as_markdown(members: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Members with means and gains, in percent and points."""
-    kinds = list(dict.fromkeys(k for told in members.values() for k in told if k != "cpu"))
-    headings = [heading for kind in kinds for heading in (kind, "gain")]
-    lines = [f"| | {' | '.join([*headings, 'CPU s'])} |", f"|---|{'---:|' * (len(headings) + 1)}"]
-    for name, told in members.items():
-        cells = [text for kind in kinds for text in shown(told.get(kind, {}))]
-        cells.append(f"{told['cpu']['mean']:.0f}" if "cpu" in told else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    headings, *rows = lines(members)
+    ruled = f"|---|{'---:|' * (len(headings) - 1)}"
+    return "\n".join([joined(headings), ruled, *map(joined, rows)])
+
+
+def joined(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

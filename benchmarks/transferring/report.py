@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -16,6 +17,8 @@ from transferring.cells import Cell, Figures
 
 #: by table, member and kind of accuracy: mean, interval, gain, gain_interval; and CPU seconds
 Summary = dict[str, dict[str, dict[str, dict[str, float]]]]
+
+ACROSS = 4  # panels of a picture
 
 
 def summarise(
@@ -60,19 +63,27 @@ def better(summary: Mapping[str, Mapping[str, Mapping[str, float]]], kind: str) 
     ]
 
 
-def show(summary: Summary, baselines: Mapping[str, str]) -> None:
+def show(summary: Summary) -> None:
     """A table for each setting, in percent and points."""
     for setting, members in summary.items():
         table = Table(title=setting, title_justify="left", box=None, pad_edge=False)
-        table.add_column("")
-        kinds = [k for k in baselines if any(k in told for told in members.values())]
-        for heading in (h for kind in kinds for h in (kind, "gain")):
+        headings, *rows = lines(members)
+        table.add_column(headings[0])
+        for heading in headings[1:]:
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("CPU s", justify="right")
-        for name, told in members.items():
-            cells = [text for kind in kinds for text in shown(told.get(kind, {}))]
-            table.add_row(name, *cells, f"{told['cpu']['mean']:.0f}" if "cpu" in told else "")
+        for row in rows:
+            table.add_row(*row)
         Console(width=120).print(table)
+
+
+def lines(members: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
+    """Headings, then the members with means and gains, in percent and points."""
+    kinds = list(dict.fromkeys(k for told in members.values() for k in told if k != "cpu"))
+    found = [["", *(heading for kind in kinds for heading in (kind, "gain")), "CPU s"]]
+    for name, told in members.items():
+        cells = [text for kind in kinds for text in shown(told.get(kind, {}))]
+        found.append([name, *cells, f"{told['cpu']['mean']:.0f}" if "cpu" in told else ""])
+    return found
 
 
 def shown(figures: Mapping[str, float]) -> tuple[str, str]:
@@ -92,11 +103,14 @@ def draw(summary: Summary, kind: str, path: Path) -> None:
             setting: {name: told[kind] for name, told in members.items() if kind in told}
             for setting, members in summary.items()
         }
-        height = 1.2 + 0.24 * max(len(panel) for panel in panels.values())
-        figure, axes = pyplot.subplots(
-            1, len(panels), figsize=(2 + 3.6 * len(panels), height), squeeze=False
-        )
-        for axis, (setting, panel) in zip(axes[0], panels.items(), strict=True):
+        height = 0.8 + 0.24 * max(len(panel) for panel in panels.values())
+        across = min(ACROSS, len(panels))
+        down = math.ceil(len(panels) / across)
+        size = (2 + 3.6 * across, 0.4 + height * down)
+        figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis, (setting, panel) in zip(axes.flat, panels.items(), strict=False):
             names = sorted(panel, key=lambda name: panel[name]["mean"])
             values = [100 * panel[name]["mean"] for name in names]
             errors = [100 * panel[name]["interval"] for name in names]

@@ -59,6 +59,6 @@ def padded(store: FeatureStore) -> Features:
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     for i, row in enumerate(rows):
         if row is not None:
-            tokens[i, : len(row)] = torch.from_numpy(np.ascontiguousarray(row))
+            tokens[i, : len(row)] = torch.from_numpy(np.array(row))  # stored ones are read-only
             mask[i, : len(row)] = True
     return Features(tokens, mask)
