@@ -1,9 +1,9 @@
 """LoRA on the 6-layer BERT: the product by its shelf label, against full fine-tuning.
 
 10 labelled rows per product, those of them that have a text, MiniLM with its pretrained weights,
-products as classes.  Rates were tuned with 12 and one more epoch.  Beside the accuracy: the share of the encoder's parameters that LoRA trains,
-and the largest difference between the logits with adapters and with adapters merged into the
-weights, as a share of the largest logit.
+products as classes.  Rates were tuned with 12 and one more epoch.  Beside the accuracy: the share
+of the encoder's parameters that LoRA trains, and the largest difference between the logits with
+adapters and with adapters merged into the weights, as a share of the largest logit.
 """
 
 from __future__ import annotations
