@@ -116,7 +116,8 @@ def main(
     """Compare ways of transfer on the retail set of $MMTRANSFER_SHARED.
 
     Args:
-        part: "few_labels", "off_distribution", "shift", "adapters" or "tasks"; all by default
+        part: "few_labels", "off_distribution", "shift", "digits", "adapters" or "tasks"; all by
+            default
         seeds: repetitions of each member
         tested: test rows, always the same
         shorter: divides all epochs, to see that all runs

@@ -98,8 +98,8 @@ def main(
         for way in ways:
             model, reached = deepcopy(begun), {first: start["test"][first]["accuracy"]}
             for number, task in enumerate(later):
-                past = [row for t in [first, *later[:number]] for row in data[t]["train"]]
-                some = past[:: max(1, len(past) // REMEMBERED)]
+                past = [data[t]["train"] for t in [first, *later[:number]]]
+                some = [rows[i] for rows in past for i in range(REMEMBERED // len(past))]
                 splits = data[task] | {"test": every, "source": some}
                 plan = build_strategy(learning, WAYS[way])
                 last = (way, seed, task) == (ways[-1], seeds - 1, later[-1])

@@ -8,7 +8,7 @@ speakers, stands in (a minute on one core):
 The Free Spoken Digit Dataset from the hub or a directory, with wav2vec 2.0 or KWT:
 
     accelerate launch recipes/spoken_digits.py --data mteb/free-spoken-digit-dataset
-    python recipes/spoken_digits.py --data DIR --encoder kwt:KWT_DIR?tokens=mean
+    python recipes/spoken_digits.py --data DIR --encoder "kwt:KWT_DIR?tokens=mean"
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from mmtransfer import Encoder, Phase, Strategy, TrainingOptions, build_encoder, build_strategy
 from mmtransfer.cli import command
-from mmtransfer.data.rows import Rows, columns_of, load_rows, with_label_names
+from mmtransfer.data.rows import Rows, columns_of, load_rows, no_column, with_label_names
 from mmtransfer.data.stand_ins import counts, made_up, utterances
 from mmtransfer.data.torchvision_sets import few
 from mmtransfer.training.recipe import Start, compare, pretrain
@@ -38,6 +38,8 @@ def load(
         splits = load_rows(data)
         digit = "digit" if "digit" in columns_of(splits["train"]) else "label"
         for name in (digit, "speaker"):
+            if name not in columns_of(splits["train"]):
+                raise no_column(name, splits["train"])
             splits = {k: with_label_names(rows, name) for k, rows in splits.items()}
         return splits | {"train": few(splits["train"], digit, labels)}, build_encoder(encoder)
     words = utterances(made_up(20), counts(1200, quick), voices=range(6, 24))
@@ -63,7 +65,8 @@ def main(
     """Recognise digit and speaker at once.
 
     Args:
-        data: hub id or directory of FSDD; without it, made-up digits
+        data: hub id or directory of FSDD with columns audio, digit (or label) and speaker; without
+            it, made-up digits
         encoder: for its recordings (see `mmtransfer encoders`)
         labels: recordings per digit to learn from, 0 for all
         epochs: over them
@@ -77,8 +80,7 @@ def main(
     check_output(output, overwrite)
     target, heard = load(data, encoder, labels, training, quick)
     digit = "digit" if "digit" in columns_of(target["train"]) else "label"
-    found = [name for name in (digit, "speaker") if name in columns_of(target["train"])]
-    tasks: dict[str, Any] = dict.fromkeys(found, "classification")
+    tasks: dict[str, Any] = dict.fromkeys((digit, "speaker"), "classification")
     start = Start({"audio": heard}, tasks, target["train"])
     alone = Start({"audio": heard}, {digit: "classification"}, target["train"])
     rates = {"lr": 2e-3, "encoder_lr": 1e-4 if data else 1e-3}

@@ -9,6 +9,11 @@ MORE_ENCODERS = (
     "Any other class: <package.module>:<Class>.  Options follow after '?': hf:DIR?size=176"
 )
 
+MORE_STRATEGIES = (
+    "Methods go with any of them: mmtransfer methods.  Without training of a network, on frozen "
+    "features: mmtransfer.transfer.feature_based.  Averages of models: mmtransfer.transfer.soups"
+)
+
 
 def encoders(json: bool = False) -> None:
     """List the encoders that a specification string can name.
@@ -46,6 +51,8 @@ def strategies(json: bool = False) -> None:
         json: print JSON
     """
     show("strategies", json)
+    if not json:
+        print(f"\n{MORE_STRATEGIES}")
 
 
 def methods(json: bool = False) -> None:

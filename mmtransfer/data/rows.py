@@ -35,7 +35,7 @@ def load_rows(source: str | Path, streaming: bool = False) -> dict[str, Rows]:
 
     A directory holds `train.parquet`, `val.parquet`, `test.parquet` (or `train-*.parquet` shards)
     and perhaps `unlabelled.parquet` and `source.parquet`, or is laid out for datasets' imagefolder.
-     Pictures and sounds stay undecoded.
+    Pictures and sounds stay undecoded.
 
     streaming: rows that are only read in order, in particular from the hub without a download
     Raises `FileNotFoundError` when the source is a path and nothing is there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, SupportsIndex
 from xml.etree.ElementTree import parse
 
 import numpy as np
+from accelerate import PartialState
 from numpy.random import default_rng
 
 from mmtransfer.data.rows import Rows, column
 from mmtransfer.registry import nearest
+from mmtransfer.training.processes import join_processes
 
 VALIDATION = 0.1  # of the training rows
 TARGETS = ("targets", "labels", "_labels")  # what data sets call their labels
@@ -85,11 +88,13 @@ def torchvision_splits(
     if name not in datasets.__all__:
         raise ValueError(f"unknown data set {name!r}.{nearest(name, datasets.__all__)}")
     cls = getattr(datasets, name)
-    if "train" in inspect.signature(cls).parameters:
-        sides = [cls(root, train=train, download=True) for train in (True, False)]
-    else:
-        first = "trainval" if name == "OxfordIIITPet" else "train"
-        sides = [cls(root, split=split, download=True) for split in (first, "test")]
+    join_processes()
+    with PartialState().main_process_first():  # one downloads, the others find it
+        if "train" in inspect.signature(cls).parameters:
+            sides = [cls(root, train=train, download=True) for train in (True, False)]
+        else:
+            first = "trainval" if name == "OxfordIIITPet" else "train"
+            sides = [cls(root, split=split, download=True) for split in (first, "test")]
     train, test = (LabelledPictures(side, {label: labels_of(side, names)}) for side in sides)
     order = default_rng(seed).permutation(len(train)).tolist()
     held = round(VALIDATION * len(train))
@@ -110,24 +115,27 @@ def voc_splits(root: Path, objects: Sequence[str]) -> dict[str, Rows]:
 
     found: dict[str, Rows] = {}
     for split, part in {"train": "train", "validation": "val", "test": "test"}.items():
-        side = VOCDetection(root, "2007", part, download=True)
-        shown = [{name.text for name in parse(file).iter("name")} for file in side.annotations]
+        join_processes()
+        with PartialState().main_process_first():
+            side = VOCDetection(root, "2007", part, download=True)
+        shown = [{o.text for o in parse(file).iterfind("object/name")} for file in side.annotations]
         answers = {name: ["yes" if name in seen else "no" for seen in shown] for name in objects}
         found[split] = LabelledPictures(side, answers)
     return found
 
 
-def few(rows: Any, label: str, count: int) -> Any:
-    """The first `count` rows of each label, in their order; all for 0.
+def few(rows: Any, label: str, count: int, seed: int = 0) -> Any:
+    """`count` rows of each label, drawn by the seed, in their order; all for 0.
 
     rows: a list, or rows with a method `take`
     """
     if not count:
         return rows
-    seen: dict[Any, int] = {}
+    values, seen = list(column(rows, label)), Counter[Any]()
     chosen = []
-    for number, value in enumerate(column(rows, label)):
-        seen[value] = seen.get(value, 0) + 1
-        if seen[value] <= count:
-            chosen.append(number)
+    for number in default_rng(seed).permutation(len(values)):  # rows may stand by something else
+        seen[values[number]] += 1
+        if seen[values[number]] <= count:
+            chosen.append(int(number))
+    chosen.sort()
     return rows.take(np.array(chosen)) if hasattr(rows, "take") else [rows[i] for i in chosen]

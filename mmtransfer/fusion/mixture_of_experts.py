@@ -16,7 +16,9 @@ class MixtureOfExpertsFusion(PooledFusion):
     """Several joining layers; a router weighs them for each row (Jacobs et al., 1991).
 
     experts: how many
-    top: only so many experts with the largest weights count in a row (Shazeer et al., ICLR 2017)
+    top: only so many experts with the largest weights count in a row, as if they were all (Shazeer
+        et al., ICLR 2017); a single one keeps its weight among all of them, which the router learns
+        from (Fedus, Zoph & Shazeer, JMLR 2022)
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class MixtureOfExpertsFusion(PooledFusion):
         """tokens (B, T, D) per modality -> vector (B, width)."""
         vectors, _ = self.project(features)  # (B, M, width)
         x = self.drop(F.gelu(vectors).flatten(1))
-        scores = self.router(x)  # (B, experts)
+        weights = self.router(x).softmax(-1)  # (B, experts)
         if self.top is not None and self.top < self.experts:
-            least = scores.topk(self.top, -1).values[:, -1:]
-            scores = scores.masked_fill(scores < least, float("-inf"))
+            least = weights.topk(self.top, -1).values[:, -1:]
+            weights = weights.masked_fill(weights < least, 0.0)
+            if self.top > 1:
+                weights = weights / weights.sum(-1, keepdim=True)
         outputs = F.gelu(self.expert(x)).unflatten(1, (self.experts, self.width))
-        return Fused(torch.einsum("be,bew->bw", scores.softmax(-1), outputs))
+        return Fused(torch.einsum("be,bew->bw", weights, outputs))

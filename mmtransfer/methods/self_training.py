@@ -31,8 +31,7 @@ class SelfTraining(Gradual):
     With `balanced` each class has a threshold of its own, `threshold b / (2 - b)`, where b compares
     how many rows get this label with how many get the most frequent one (FlexMatch, Zhang et al.,
     NeurIPS 2021): classes that the model is slow to see are accepted at less, those it never
-    saw at any.  The paper counts the
-    last label of each row, here it is an average over steps.
+    saw at any.  The paper counts the last label of each row, here it is an average over steps.
 
     weight: next to the loss of the tasks
     threshold: probability in (0, 1]

@@ -114,7 +114,7 @@ def _check_gradients(outcome: Outcome, features: dict[str, Features]) -> None:
     require(logits.shape == (rows, 3), f"logits are {tuple(logits.shape)}, expected {(rows, 3)}")
     with saying("the backward pass"):
         (fused.vector.square().sum() + (logits * torch.randn(rows, 3)).sum()).backward()
-    for name, parameter in fusion.named_parameters():
+    for name, parameter in outcome.named_parameters():
         gradient = parameter.grad
         reached = gradient is not None and bool(torch.isfinite(gradient).all())
         require(reached, f"parameter {name!r} gets no finite gradient")
@@ -211,7 +211,8 @@ def _check_placement(outcome: Outcome, features: dict[str, Features]) -> None:
         with saying(f"{dtype}"):
             found = outcome.to(dtype).fusion(given).vector.dtype
             require(found == dtype, f"gave {found} out")
-            outcome.of(given)
+            finite = bool(torch.isfinite(outcome.of(given)).all())
+            require(finite, "the output is not finite")
     with saying("another device"):
         where = outcome.to("meta").of({n: f.to("meta") for n, f in given.items()}).device.type
     require(where == "meta", f"inputs on the device meta gave outputs on {where}")

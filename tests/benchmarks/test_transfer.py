@@ -120,7 +120,7 @@ def few_digits(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark.mnist, "JUDGED", 40)
     for part in (benchmark.mnist, benchmark.digits):
         monkeypatch.setattr(part, "digits", lambda: (pictures, kinds))
-    for name, count in {"LEARNED": 100, "MANY": 100, "FEW": 60}.items():
+    for name, count in {"LEARNED": 100, "MANY": 100, "TAUGHT": 100, "FEW": 60}.items():
         monkeypatch.setattr(benchmark.digits, name, count)
 
 

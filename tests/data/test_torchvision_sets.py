@@ -49,14 +49,23 @@ def test_pictures_keep_their_labels_and_each_is_in_one_split(root):
             assert row["digit"].startswith(f"{number % 10} - ")  # torchvision's names
 
 
-def test_few_labels_are_the_first_of_each_class(root):
+def test_few_labels_are_so_many_of_each_class(root):
     every = torchvision_splits("MNIST", root, "digit")["train"]
     some = torchvision_splits("MNIST", root, "digit", labels=3)["train"]
     assert set(Counter(column(some, "digit")).values()) == {3}
     assert set(numbers(some)) <= set(numbers(every))
     listed = [{"x": i, "label": i % 2} for i in range(9)]
-    assert [row["x"] for row in few(listed, "label", 2)] == [0, 1, 2, 3]
+    found = few(listed, "label", 2)
+    assert Counter(row["label"] for row in found) == {0: 2, 1: 2}
+    assert found == sorted(few(listed, "label", 2), key=lambda row: row["x"])
+    assert any(few(listed, "label", 2, seed) != found for seed in range(1, 5))
     assert few(listed, "label", 0) == listed
+
+
+def test_few_labels_of_rows_that_stand_by_speaker_have_all_speakers():
+    """As recordings do in FSDD: a model of digit and speaker needs both."""
+    listed = [{"digit": i % 10, "speaker": i // 100} for i in range(600)]
+    assert len({row["speaker"] for row in few(listed, "digit", 10)}) == 6
 
 
 def test_labels_are_read_without_a_picture(root, monkeypatch):

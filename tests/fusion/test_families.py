@@ -195,7 +195,12 @@ def test_a_mixture_of_experts_weighs_its_experts_for_each_row() -> None:
     for b in range(ROWS):
         rows = slice(int(chosen[b]) * WIDTH, (int(chosen[b]) + 1) * WIDTH)
         layer = F.linear(x[b], sparse.expert.weight[rows], sparse.expert.bias[rows])
-        close(sparse(given).vector[b], F.gelu(layer))
+        close(sparse(given).vector[b], weights[b, chosen[b]] * F.gelu(layer))
+    two = build("mixture_of_experts", experts=3, top=2)
+    kept = weights.masked_fill(F.one_hot(weights.argmin(1), 3).bool(), 0)
+    kept = kept / kept.sum(1, keepdim=True)
+    layers = F.gelu(F.linear(x, two.expert.weight, two.expert.bias)).unflatten(1, (3, WIDTH))
+    close(two(given).vector, (kept.unsqueeze(2) * layers).sum(1))
 
 
 # -- on decisions -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmtransfer.benchmark.fusion import members_of
 from mmtransfer.features import Features
 from mmtransfer.fusion.base import Fusion, PooledFusion, Standardise, build_fusion
 from mmtransfer.registry import fusions
@@ -37,9 +38,16 @@ def linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
     return x @ layer.weight.T + layer.bias
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_fusion_keeps_the_contract(name: str) -> None:
-    check_fusion(lambda widths, width: build_fusion(name, widths, width))
+#: every fusion, and those that its options make another one
+MEMBERS = members_of() | {
+    **{f"mixture of {k}": {"name": "mixture_of_experts", "top": k} for k in (1, 2)},
+    **{f"{name}, masked": {"name": name, "missing": "mask"} for name in ("concat", "attention")},
+}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_every_fusion_keeps_the_contract(member: str) -> None:
+    check_fusion(lambda widths, width: build_fusion(MEMBERS[member], widths, width))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,6 +23,11 @@ TINY = {"image": "tiny-vit", "text": "tiny-bert", "audio": "tiny-wav2vec2"}
 
 
 def launch(processes: int, saved: Path, output: Path, fsdp: bool = False) -> dict:
+    launched(processes, SCRIPT, saved, output, fsdp)
+    return json.loads(output.read_text())
+
+
+def launched(processes: int, script: Path, given: Path, output: Path, fsdp: bool = False) -> None:
     """The plain `--cpu` form starts one process silently; this one starts as many as asked."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     launcher += FSDP if fsdp else ["--multi_gpu"]
@@ -34,14 +39,13 @@ def launch(processes: int, saved: Path, output: Path, fsdp: bool = False) -> dic
     }
     start = launcher if processes > 1 else [sys.executable]
     done = subprocess.run(
-        [*start, str(SCRIPT), str(saved), str(output)],
+        [*start, str(script), str(given), str(output)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(output.read_text())
 
 
 @pytest.fixture(scope="module")
