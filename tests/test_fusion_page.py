@@ -17,9 +17,11 @@ RESULTS = sorted((ROOT / "benchmarks" / "results" / "fusion").glob("*_results.js
 def test_tables_are_those_of_the_results(file):
     found = json.loads(file.read_text())
     tables = markdown(found["summary"], found["removal"])
-    assert tables in (ROOT / "docs" / "fusion.md").read_text()
+    page = (ROOT / "docs" / "fusion.md").read_text()
+    assert tables in page
+    assert f"checksum `{found['data']['checksum']}`" in page
     assert not found["failures"]
     for picture in ("accuracy", "subsets", "noise"):
         name = file.name.replace("results.json", f"{picture}.png")
-        assert f"../benchmarks/results/fusion/{name}" in (ROOT / "docs" / "fusion.md").read_text()
+        assert f"../benchmarks/results/fusion/{name}" in page
         assert (file.parent / name).is_file()

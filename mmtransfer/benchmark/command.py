@@ -14,6 +14,7 @@ from mmtransfer.benchmark.ensemble import Recipe
 from mmtransfer.benchmark.examples import encode_splits
 from mmtransfer.benchmark.fusion import Plan, compare, members_of
 from mmtransfer.benchmark.report import draw, markdown, removal, show, summarise
+from mmtransfer.data.checksum import checksum
 from mmtransfer.data.rows import Rows, load_rows, with_label_names
 from mmtransfer.encoders.base import Encoder
 from mmtransfer.training.options import TrainingOptions
@@ -74,6 +75,7 @@ def fusion_benchmark(
     for split in ("train", "validation", "test"):
         if split not in splits:
             raise ValueError(f"there is no {split!r} split; found {sorted(splits) or 'nothing'}")
+    digest = checksum(splits)
     for name in chosen:
         splits = {split: with_label_names(rows, name) for split, rows in splits.items()}
     if train_rows is not None:
@@ -108,7 +110,8 @@ def fusion_benchmark(
     about = {
         "versions": versions(),
         "hardware": hardware(),
-        "data": {split: len(rows) for split, rows in splits.items()} | {"mark": mark},
+        "data": {split: len(rows) for split, rows in splits.items()}
+        | {"checksum": digest, "mark": mark},
         "plan": plain({k: v for k, v in asdict(plan).items() if k != "features"}),
     }
     summary: dict[str, Any] = {"summary": summarise(results), "removal": removal(results)}

@@ -50,6 +50,9 @@ class Plan:
     pooled: Recipe = field(default_factory=Recipe)
     tokens: Recipe = field(default_factory=lambda: Recipe(epochs=10))
 
+    def on_tokens(self, member: str) -> bool:
+        return bool(getattr(fusions.get(self.members[member]["name"]), "uses_tokens", False))
+
     def cells(
         self,
         member: str,
@@ -60,8 +63,7 @@ class Plan:
         robust: bool = True,
     ) -> list[Cell]:
         """On a GPU one cell with all seeds, else one each."""
-        spec = self.members[member]
-        on_tokens = getattr(fusions.get(spec["name"]), "uses_tokens", False)
+        spec, on_tokens = self.members[member], self.on_tokens(member)
         recipe = self.tokens if on_tokens else self.pooled
         width = self.token_width if on_tokens else self.width
         groups = [tuple(seeds)] if torch.cuda.is_available() else [(seed,) for seed in seeds]
@@ -102,8 +104,9 @@ def members_of(chosen: Sequence[str] | None = None, **options: Any) -> dict[str,
 def compare(plan: Plan, output: Path, jobs: int = 0) -> dict[str, Any]:
     """Tune, train and score every member; -> results by label, the best, failures.
 
-    The best by validation, and the baseline, are also trained without each of the modalities.  What
-    is done is kept in `output`, and a run that was broken off goes on from there.
+    By validation the best on pooled vectors and decisions and the best on tokens, and the baseline,
+    are also trained without each of the modalities.  What is done is kept in `output`, and a run
+    that was broken off goes on from there.
 
     jobs: processes, by default one per core
     """
@@ -155,10 +158,15 @@ def compare(plan: Plan, output: Path, jobs: int = 0) -> dict[str, Any]:
         final = {m: plan.cells(m, rate, range(plan.seeds)) for m, rate in rates.items()}
         found = results("training", [c for cells in final.values() for c in cells])
         members = gathered(final, found)
-        best = max(members, key=lambda m: mean([r["validation"][main] for r in members[m]]))
+        kinds: dict[bool, list[str]] = {}
+        for member in members:
+            kinds.setdefault(plan.on_tokens(member), []).append(member)
+        judged = {m: mean([r["validation"][main] for r in members[m]]) for m in members}
+        of_kinds = [max(found, key=judged.__getitem__) for found in kinds.values()]
+        best = max(of_kinds, key=judged.__getitem__)
         fewer = {
             (member, kept): plan.cells(member, rates[member], range(plan.seeds), kept, robust=False)
-            for member in dict.fromkeys([best, BASELINE])
+            for member in dict.fromkeys([best, *of_kinds, BASELINE])
             if member in members
             for kept in combinations(plan.modalities, len(plan.modalities) - 1)
             if kept
