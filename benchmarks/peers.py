@@ -284,7 +284,7 @@ def main(
     show(results)
     failures = [
         f"{name}: {entry['share']:.3f} of {entry['theirs']:g}, over the limit {entry['limit']:.3f}"
-        for name, entry in list(beside.values())[-1].items()
+        for name, entry in beside.get("measured", beside["published"]).items()
         if entry["share"] > entry["limit"]
     ]
     decide(failures if check else [])
