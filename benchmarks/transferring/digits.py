@@ -113,6 +113,7 @@ LR = {HAZY: 2e-3, PARTLY: 5e-3, SEQUENCE: 2e-3, TEACHER: 5e-3, SOUP: 5e-3}
 EPOCHS = {HAZY: 10, PARTLY: 60, SEQUENCE: 10, TEACHER: 12, SOUP: 20}
 FEW, MANY, TAUGHT, LEARNED = 200, 4000, 2000, 1000  # digits
 EACH = 5  # digits of each kind
+SIZES = [FEW, MANY, TAUGHT, LEARNED, EACH]
 MISTY = 0.3
 LONGER = 3  # times that the second half is learned
 SOUP_RATES, SOUP_SEEDS = (5e-4, 1e-3, 2e-3), (0, 1)
@@ -123,7 +124,7 @@ def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -
     found = []
     members = [(table, name) for table, of in TABLES.items() for name in of]
     for seed, (table, name) in product(seeds, members):
-        spec = dict(TABLES[table][name])
+        spec = TABLES[table][name] | {"sizes": SIZES}
         if table in EPOCHS:
             spec |= {"lr": LR[table], "epochs": max(1, round(EPOCHS[table] / shorter))}
         if not tune:

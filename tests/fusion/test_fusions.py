@@ -41,7 +41,7 @@ def linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
 #: every fusion, and those that its options make another one
 MEMBERS = members_of() | {
     **{f"mixture of {k}": {"name": "mixture_of_experts", "top": k} for k in (1, 2)},
-    **{f"{name}, masked": {"name": name, "missing": "mask"} for name in ("concat", "attention")},
+    **{f"{name}, masked": {"name": name, "missing": "mask"} for name in ("concat", "gated")},
 }
 
 

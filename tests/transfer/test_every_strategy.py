@@ -14,8 +14,8 @@ from ..training.test_processes import launched
 from .every_strategy import PLANS, fit, plan, prepare
 
 SCRIPT = Path(__file__).with_name("every_strategy.py")
-#: what they compute is a statistic of the rows that are on a process together
-OF_A_BATCH = ("mmd", "coral", "bss", "rkd")
+#: they compare or mix the rows that are on a process together
+OF_A_BATCH = ("mmd", "coral", "bss", "rkd", "mixup", "cutmix")
 
 
 @pytest.fixture(scope="module")
