@@ -18,11 +18,11 @@ from typing import Any
 
 from mmtransfer import Encoder, Phase, Strategy, TrainingOptions, build_encoder, build_strategy
 from mmtransfer.cli import command
-from mmtransfer.data.rows import Rows, columns_of, load_rows, no_column, with_label_names
+from mmtransfer.data.rows import Rows, columns_of, load_rows, with_label_names
 from mmtransfer.data.stand_ins import counts, made_up, utterances
 from mmtransfer.data.torchvision_sets import few
 from mmtransfer.training.recipe import Start, compare, pretrain
-from mmtransfer.training.run import build_model, check_output
+from mmtransfer.training.run import build_model, check_output, no_column
 from mmtransfer.training.setup import end_processes
 
 TINY = "tiny-wav2vec2?width=48"
