@@ -12,6 +12,7 @@ MNIST, Fashion-MNIST and KMNIST, which torchvision downloads into DIR:
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def main(
             model, reached = deepcopy(begun), {first: start["test"][first]["accuracy"]}
             for number, task in enumerate(later):
                 past = [data[t]["train"] for t in [first, *later[:number]]]
-                some = [rows[i] for rows in past for i in range(REMEMBERED // len(past))]
+                some = [row for rows in past for row in islice(rows, REMEMBERED // len(past))]
                 splits = data[task] | {"test": every, "source": some}
                 plan = build_strategy(learning, WAYS[way])
                 last = (way, seed, task) == (ways[-1], seeds - 1, later[-1])
