@@ -104,10 +104,8 @@ def main(
                 splits = data[task] | {"test": every, "source": some}
                 plan = build_strategy(learning, WAYS[way])
                 last = (way, seed, task) == (ways[-1], seeds - 1, later[-1])
-                where, title = output if last else None, f"{way}, {task}"
-                metrics = run(
-                    model, splits, plan, training, where, title, **(begin if last else {})
-                )
+                where = (output, f"{way}, {task}") if last else (None, f"{way}, {task}")
+                metrics = run(model, splits, plan, training, *where, **(begin if last else {}))
                 reached[task] = metrics["test"][task]["accuracy"]
             ends = {task: metrics["test"][task]["accuracy"] for task in data}
             for task, end in ends.items():
