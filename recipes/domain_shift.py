@@ -1,6 +1,6 @@
 """Labels in one domain, none in the other: source only, or features aligned with the target.
 
-Offline, digits on black are labelled, and digits over shaded scenes are not (a minute on one core):
+Offline, digits on black are labelled, and digits in the haze are not (a minute on one core):
 
     python recipes/domain_shift.py
 
@@ -33,7 +33,7 @@ def load(root: Path | None, quick: bool) -> tuple[dict[str, Rows], dict[str, Row
         names = sorted(set(source["test"].labels["digit"]))
         return source, torchvision_splits("USPS", root, "digit", names=names)
     size = counts(1000, quick)
-    return glyphs(DIGITS, size, "digit"), glyphs(DIGITS, size, "digit", look="scene", seed=1)
+    return glyphs(DIGITS, size, "digit"), glyphs(DIGITS, size, "digit", look="haze", seed=1)
 
 
 def main(

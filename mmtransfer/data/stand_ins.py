@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.random import Generator, default_rng
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from mmtransfer.data.products import ROWS, product_rows, say, speakers
 from mmtransfer.data.rows import Rows
@@ -19,7 +19,7 @@ from mmtransfer.data.torchvision_sets import few
 from mmtransfer.registry import nearest
 
 Splits = dict[str, list[dict[str, Any]]]
-LOOKS = ("plain", "scene")
+LOOKS = ("plain", "haze")
 DRAWN = 4  # times too large, then averaged: smooth edges
 
 OPINIONS = {  # words for a good, and for a bad opinion
@@ -52,8 +52,7 @@ def glyphs(
 ) -> Splits:
     """Drawn characters, turned, slanted and noisy: rows of `image` and the column `label`.
 
-    look: "plain" is bright on black; "scene" inverts a shaded background (in the manner of MNIST-M,
-        Ganin et al., JMLR 2016)
+    look: "plain" is bright on black, "haze" brighter on bright
     -> splits of `image`, (size, size) uint8, and `label`, the character; characters take turns
     """
     if look not in LOOKS:
@@ -89,18 +88,10 @@ def _glyph(symbol: str, rng: Generator, look: str, size: int) -> np.ndarray:
     matrix = (a, b, shift[0], d, e, shift[1])
     canvas = canvas.transform((side, side), Image.Transform.AFFINE, matrix)
     pixels = np.asarray(canvas.reduce(DRAWN), np.float32) / 255
-    if look == "scene":
-        shade = _shade(rng, size)
-        pixels = np.abs(shade - pixels * rng.uniform(0.6, 0.9))
+    if look == "haze":
+        pixels = 0.4 * pixels + 0.43
     pixels = pixels + rng.uniform(0.05, 0.2) * rng.standard_normal(pixels.shape, np.float32)
     return (255 * pixels.clip(0, 1)).astype(np.uint8)
-
-
-def _shade(rng: Generator, size: int) -> np.ndarray:
-    """A smooth random background (size, size) in [0, 1]."""
-    coarse = Image.fromarray((255 * rng.random((5, 5))).astype(np.uint8))
-    smooth = coarse.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(smooth.filter(ImageFilter.GaussianBlur(1)), np.float32) / 255
 
 
 def photos(domain: str, rows: Mapping[str, int], seed: int = 0) -> Splits:

@@ -114,7 +114,8 @@ def _check_gradients(outcome: Outcome, features: dict[str, Features]) -> None:
     require(logits.shape == (rows, 3), f"logits are {tuple(logits.shape)}, expected {(rows, 3)}")
     with saying("the backward pass"):
         (fused.vector.square().sum() + (logits * torch.randn(rows, 3)).sum()).backward()
-    for name, parameter in outcome.named_parameters():
+    for path, parameter in outcome.named_parameters():
+        name = path.removeprefix("fusion.")
         gradient = parameter.grad
         reached = gradient is not None and bool(torch.isfinite(gradient).all())
         require(reached, f"parameter {name!r} gets no finite gradient")

@@ -24,7 +24,7 @@ from mmtransfer.data.values import digest_of_values
 ROWS = {"train": 12, "test": 12}
 MAKERS = {
     "glyphs": lambda rows: glyphs("0123", rows),
-    "scenes": lambda rows: glyphs("0123", rows, look="scene"),
+    "hazy": lambda rows: glyphs("0123", rows, look="haze"),
     "photos": lambda rows: photos("target", rows),
     "reviews": lambda rows: reviews("films", rows),
     "utterances": lambda rows: utterances(["paki", "toxu"], rows),
@@ -100,8 +100,8 @@ def test_words_are_different_and_voices_are_those_asked_for():
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="Did you mean 'scene'"):
-        glyphs("01", ROWS, look="scenes")
+    with pytest.raises(ValueError, match="Did you mean 'haze'"):
+        glyphs("01", ROWS, look="hazes")
     with pytest.raises(ValueError, match="Did you mean 'films'"):
         reviews("film", ROWS)
     with pytest.raises(ValueError, match="Did you mean 'lung'"):
