@@ -126,7 +126,9 @@ class TransferModel(
         size: int,
     ) -> Inputs | Activations | None:
         """Both as the inputs of one batch, if batch norm needs them together."""
-        if "domains_apart" in self.demanded or not has_batch_norm(self.encoders[name]):
+        if there is None or "domains_apart" in self.demanded:
+            return None
+        if not has_batch_norm(self.encoders[name]):
             return None
         if isinstance(here, Inputs) and isinstance(there, Inputs):
             both: Inputs | Activations = here.joined(there, size)
