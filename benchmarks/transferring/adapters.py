@@ -31,7 +31,7 @@ LOSS, SHARE, MERGED = 0.01, 0.02, 1e-5
 SETTING = "label texts"
 EPOCHS = 4
 BATCH, MERGED_ROWS = 64, 256
-#: as `--tune` found them
+#: not tuned on all rows yet
 MEMBERS: dict[str, dict[str, Any]] = {
     "full": {"strategy": {"name": "full", "encoder_lr": 3e-4}},
     "lora": {"strategy": {"name": "lora", "encoder_lr": 3e-3, "merge": False}},

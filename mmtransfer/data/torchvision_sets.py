@@ -12,12 +12,11 @@ from typing import Any, SupportsIndex
 from xml.etree.ElementTree import parse
 
 import numpy as np
-from accelerate import PartialState
 from numpy.random import default_rng
 
 from mmtransfer.data.rows import Rows, column
 from mmtransfer.registry import nearest
-from mmtransfer.training.processes import join_processes
+from mmtransfer.training.processes import main_process_first
 
 VALIDATION = 0.1  # of the training rows
 TARGETS = ("targets", "labels", "_labels")  # what data sets call their labels
@@ -88,8 +87,7 @@ def torchvision_splits(
     if name not in datasets.__all__:
         raise ValueError(f"unknown data set {name!r}.{nearest(name, datasets.__all__)}")
     cls = getattr(datasets, name)
-    join_processes()
-    with PartialState().main_process_first():  # one downloads, the others find it
+    with main_process_first():  # one downloads, the others find it
         if "train" in inspect.signature(cls).parameters:
             sides = [cls(root, train=train, download=True) for train in (True, False)]
         else:
@@ -115,8 +113,7 @@ def voc_splits(root: Path, objects: Sequence[str]) -> dict[str, Rows]:
 
     found: dict[str, Rows] = {}
     for split, part in {"train": "train", "validation": "val", "test": "test"}.items():
-        join_processes()
-        with PartialState().main_process_first():
+        with main_process_first():
             side = VOCDetection(root, "2007", part, download=True)
         shown = [{o.text for o in parse(file).iterfind("object/name")} for file in side.annotations]
         answers = {name: ["yes" if name in seen else "no" for seen in shown] for name in objects}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,14 @@ def join_processes() -> None:
             f"{started} processes were started, but each would train alone "
             f"(found {state.num_processes}): on CPUs, set ACCELERATE_USE_CPU=true"
         )
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process goes in before the others, which then find what it has made."""
+    join_processes()
+    with PartialState().main_process_first():
+        yield
 
 
 def machines() -> list[dict[str, Any]]:
