@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmtransfer.fusion.base import Standardise
+from mmtransfer.fusion.base import Standardise, settle
 from mmtransfer.tasks.base import Task
 
 
@@ -39,7 +39,4 @@ class UnimodalHeads(nn.Module):
 
     def standardise(self, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Take per-modality mean (D,) and deviation (D,) of the training features."""
-        for name, (mean, deviation) in statistics.items():
-            scale = self.scales[name]
-            assert isinstance(scale, Standardise)
-            scale.fit(mean, deviation)
+        settle(self.scales, statistics)

@@ -6,7 +6,7 @@ what AdaBN is for.
 Some labelled, most not: 200 digits with labels and 4000 without.  What pseudo-labels are for.
 
 0 to 4, then 5 to 9: a network that knows the first learns the others; `source` is the accuracy on
-the first afterwards.  What EWC and LwF are for.
+the first afterwards.  What EWC and LwF are for, and where few weights are free to forget.
 
 A teacher: 200 digits with labels and 2000 that the teacher alone has seen labels of (4000 when
 options were tuned); the student is half as wide.  `plain` has the 200, and as many steps.
@@ -71,6 +71,10 @@ TABLES: dict[str, dict[str, Member]] = {
         "ewc": {"methods": [{"name": "ewc", "strength": 30.0}]},
         "lwf": {"methods": [{"name": "lwf", "weight": 2.0}]},
         "delta": {"methods": [{"name": "delta", "weight": 1.0}]},
+        "bitfit": {"strategy": {"name": "bitfit", "encoder_lr": 3e-2}},
+        "lora": {"strategy": {"name": "lora", "encoder_lr": 1e-3}},
+        "dora": {"strategy": {"name": "dora", "encoder_lr": 1e-3}},
+        "ia3": {"strategy": {"name": "ia3", "encoder_lr": 1e-2}},
     },
     TEACHER: {
         PLAIN: {},
@@ -78,7 +82,11 @@ TABLES: dict[str, dict[str, Member]] = {
         "fitnet": {"methods": [{"name": "fitnet", "weight": 10.0}]},
         "rkd": {"methods": [{"name": "rkd", "distance": 25.0}]},
     },
-    SOUP: {PLAIN: {}, "uniform soup": {}, "greedy soup": {}},
+    SOUP: {
+        PLAIN: {"kept": "best"},
+        "uniform soup": {"kept": "uniform"},
+        "greedy soup": {"kept": "greedy"},
+    },
     BOOSTED: {
         PLAIN: {"head": "logistic", "options": {"C": 0.01}},
         "source and target": {"head": "logistic", "options": {"C": 0.01}, "joint": True},
@@ -101,6 +109,10 @@ GRID: dict[str, tuple[str, tuple[float, ...]]] = {
     "ewc": ("strength", (30.0, 300.0, 3000.0)),
     "lwf": ("weight", (0.5, 2.0, 8.0)),
     "delta": ("weight", (0.1, 1.0, 10.0)),
+    "bitfit": ("encoder_lr", (3e-3, 1e-2, 3e-2)),
+    "lora": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
+    "dora": ("encoder_lr", (3e-4, 1e-3, 3e-3)),
+    "ia3": ("encoder_lr", (3e-3, 1e-2, 3e-2)),
     "distillation": ("share", (0.3, 0.6, 0.9)),
     "fitnet": ("weight", (0.1, 1.0, 10.0)),
     "rkd": ("distance", (2.5, 25.0, 250.0)),
@@ -143,6 +155,8 @@ def variants(name: str, spec: Member) -> Iterable[tuple[str, Member]]:
     for value in values:
         if "head" in spec:
             tried = spec | {"options": {option: value}}
+        elif "strategy" in spec:
+            tried = spec | {"strategy": spec["strategy"] | {option: value}}
         elif name in GRID:
             *before, last = spec["methods"]
             tried = spec | {"methods": [*before, last | {option: value}]}
@@ -189,7 +203,7 @@ def in_sequence(cell: Cell, work: Path) -> Figures:
     tasks = {n: {"name": "classification", "classes": list(d)} for n, d in halves.items()}
     first, second = of("low", order[:LEARNED]), of("high", order[:LEARNED])
     model = build_model({"image": SMALL}, tasks, first, width=WIDTH, seed=cell.seed)
-    fit(cell, work, first, model, methods=[]).close()
+    fit(cell, work, first, model, methods=[], strategy={}).close()
     model.encoders["image"].pretrained = True  # its batch norm stays still from now on
     epochs = cell.spec["epochs"] * LONGER
     trainer = fit(cell, work, second, model, {"source": first[:FEW]}, epochs=epochs)
@@ -239,7 +253,8 @@ def ingredients(cell: Cell, work: Path) -> list[TransferModel]:
 
 def souped(cell: Cell, work: Path) -> Figures:
     """Accuracy on hazy digits and, as `source`, on clear ones."""
-    models = ingredients(Cell(cell.part, cell.setting, PLAIN, cell.seed, cell.spec), work)
+    shared = {k: v for k, v in cell.spec.items() if k != "kept"}
+    models = ingredients(Cell(cell.part, cell.setting, PLAIN, cell.seed, shared), work)
     start = LEARNED + FEW
     held = rows(others(cell.seed)[start : start + FEW], MISTY)
 
@@ -247,9 +262,9 @@ def souped(cell: Cell, work: Path) -> Figures:
         right = zip(model.predict(on, len(on)), on, strict=True)
         return float(np.mean([answer["digit"]["label"] == row["digit"] for answer, row in right]))
 
-    if cell.member == PLAIN:
+    if cell.spec["kept"] == "best":
         model = max(models, key=score)
-    elif cell.member == "uniform soup":
+    elif cell.spec["kept"] == "uniform":
         model = uniform_soup(models)
     else:
         model = greedy_soup(models, score).model

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from measuring import shared_directory
 
-from mmtransfer import Phase, Strategy, Trainer, TransferModel
+from mmtransfer import Trainer, TransferModel
 from mmtransfer.data.digit_sources import read_pictures
 from mmtransfer.data.rows import Rows
-from mmtransfer.methods.base import build_method
 from mmtransfer.training.run import build_model
 from transferring.cells import Cell
-from transferring.training import WIDTH, trained, training_options
+from transferring.training import WIDTH, strategy_of, trained, training_options
 
 JUDGED, BATCH = 1000, 64
 NETWORK = "small-cnn?size=28&channels=1&widths={widths}&pool=mean"
@@ -69,15 +68,15 @@ def fit(
     **changes: Any,
 ) -> Trainer:
     """A network, by default a new one, trained as the cell says; the caller closes it."""
-    spec, seed = {"methods": []} | cell.spec | changes, cell.seed if seed is None else seed
+    spec, seed = cell.spec | changes, cell.seed if seed is None else seed
     if isinstance(model, str):
         model = build_model(
             {"image": model}, {"digit": "classification"}, train, width=WIDTH, seed=seed
         )
-    methods = [build_method(method) for method in spec["methods"]]
-    strategy = Strategy([Phase(spec["epochs"], spec["lr"], spec["lr"])], methods)
+    asked = {"name": "full", "encoder_lr": spec["lr"]} | spec.get("strategy", {})
+    asked |= {"epochs": spec["epochs"], "lr": spec["lr"]}
     options = training_options(work, seed, batch_size=BATCH)
-    return trained(model, train, strategy, options, further)
+    return trained(model, train, strategy_of(spec | {"strategy": asked}), options, further)
 
 
 def flat(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,6 +45,11 @@ def run_cells(
     run: gives results that JSON can hold; with several jobs it goes to other processes
     """
     folder.mkdir(parents=True, exist_ok=True)
+    known: dict[str, C] = {}
+    for cell in cells:
+        other = known.setdefault(cell.key, cell)
+        if other != cell:
+            raise ValueError(f"{cell} has the key {cell.key} of {other}: say in it what differs")
     left = []
     for cell in cells:
         file = folder / f"{cell.key}.json"

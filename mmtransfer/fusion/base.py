@@ -59,7 +59,11 @@ class Fusion(nn.Module, Configurable):
         return logits
 
     def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Take per-modality mean (D,) and deviation (D,) of the training features, if of use."""
+        """Take per-modality mean (D,) and deviation (D,) of the training features, if of use.
+
+        Called before each training, with those of frozen encoders; only the first call may change
+        what the fusion computes.
+        """
 
 
 class Standardise(nn.Module):
@@ -70,22 +74,34 @@ class Standardise(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    settled: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
+        self.register_buffer("settled", torch.tensor(False))
 
     def fit(self, mean: Tensor, deviation: Tensor) -> None:
-        """Take mean (D,) and deviation (D,), once: what was trained on them depends on them."""
-        if bool(self.mean.any()):
-            return
+        """Take mean (D,) and deviation (D,)."""
         self.mean.copy_(mean)
         # A feature that never varies carries nothing and must not be blown up.
         self.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.deviation
+
+
+def settle(scales: nn.ModuleDict, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Fit each scale once, before what is above it trains, which depends on it from then on.
+
+    One without mean (D,) and deviation (D,) stays the identity for good.
+    """
+    for name, scale in scales.items():
+        assert isinstance(scale, Standardise)
+        if name in statistics and not scale.settled:
+            scale.fit(*statistics[name])
+        scale.settled.fill_(True)
 
 
 class Projected(Fusion):
@@ -125,10 +141,7 @@ class Projected(Fusion):
         self.drop = nn.Dropout(dropout)
 
     def standardise(self, statistics: dict[str, tuple[Tensor, Tensor]]) -> None:
-        for name, (mean, deviation) in statistics.items():
-            scale = self.scales[name]
-            assert isinstance(scale, Standardise)
-            scale.fit(mean, deviation)
+        settle(self.scales, statistics)
 
     def stand_in(self, name: str, like: Tensor) -> Tensor:
         """What an absent modality gives, of the shape of `like` (..., D)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmtransfer.features import Batch, Outputs, proper_subsets
-from mmtransfer.methods.base import Method
+from mmtransfer.methods.base import Look, Method
 from mmtransfer.methods.unimodal import (
     encoder_gradients,
     local,
@@ -46,6 +46,9 @@ class AGM(Method):
         self.alpha = alpha
         self._past: Tensor | None = None  # (2, M): mean loss over all steps so far, their number
         self._losses: Tensor | None = None  # (2, M): sums of losses, rows, in this step
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        self.load_state_dict({})
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._past is None else {"past": self._past.cpu()}

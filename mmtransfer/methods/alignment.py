@@ -19,7 +19,7 @@ class Gradual(Method):
         self.step, self.steps = 0, 0
 
     def begin(self, model: TransferModel, look: Look) -> None:
-        self.steps = look.steps
+        self.step, self.steps = 0, look.steps
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "steps": self.steps}

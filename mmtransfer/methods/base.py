@@ -83,7 +83,8 @@ class Method(Configurable):
     def begin(self, model: TransferModel, look: Look) -> None:
         """Look at the model as it comes and at the data, once, before the first step of a run.
 
-        A resumed run does not come here: what was learned must be part of `state_dict`.
+        What an earlier run has left in the method is to be forgotten.  A resumed run does not come
+        here: what was learned must be part of `state_dict`.
         """
 
     def state_dict(self) -> dict[str, Any]:

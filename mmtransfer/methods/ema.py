@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mmtransfer.methods.base import Method
+from mmtransfer.methods.base import Look, Method
 from mmtransfer.methods.start import Kept
 from mmtransfer.methods.unimodal import local
 from mmtransfer.model import TransferModel
@@ -32,6 +32,9 @@ class EMA(Method):
             raise ValueError(f"decay of ema must lie in [0, 1), found {decay}")
         self.decay, self.warmup = decay, warmup
         self._averages, self._steps = Kept(), 0
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        self.load_state_dict({"averages": {}, "steps": 0})
 
     def state_dict(self) -> dict[str, Any]:
         return {"averages": self._averages.state_dict(), "steps": self._steps}

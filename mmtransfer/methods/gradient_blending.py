@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmtransfer.data.mixing import Mixed
 from mmtransfer.features import Batch, Held, Outputs, Row, RowContext, row_number
-from mmtransfer.methods.base import Method
+from mmtransfer.methods.base import Look, Method
 from mmtransfer.methods.unimodal import over_processes, row_losses, unimodal_losses
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import register_method
@@ -57,6 +57,9 @@ class GradientBlending(Method):
         self._sums: Tensor | None = None  # of the stretch
         self._found: Tensor | None = None  # of the step
         self._first: Tensor | None = None  # (2, 1 + M): mean losses of the first stretch
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        self.load_state_dict({"steps": 0})
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {"weights": self.weights, "sums": self._sums, "first": self._first}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmtransfer.features import Batch, Outputs
-from mmtransfer.methods.base import Method
+from mmtransfer.methods.base import Look, Method
 from mmtransfer.methods.tasks import TaskGradients, last_shared
 from mmtransfer.methods.unimodal import over_processes
 from mmtransfer.model import TransferModel
@@ -41,6 +41,9 @@ class GradNorm(Method):
         self.first: Tensor | None = None  # (T,) losses of the first step, 0 where none was yet
         self._gradients = TaskGradients()
         self._losses: list[Tensor] = []
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        self.load_state_dict({})
 
     def state_dict(self) -> dict[str, Any]:
         kept = {"weights": self.weights, "first": self.first}

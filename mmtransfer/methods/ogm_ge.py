@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmtransfer.features import Batch, Outputs, Row, RowContext
-from mmtransfer.methods.base import Method
+from mmtransfer.methods.base import Look, Method
 from mmtransfer.methods.unimodal import (
     encoder_gradients,
     local,
@@ -57,6 +57,9 @@ class OGMGE(Method):
 
     def on_rows(self, rows: list[tuple[int, Row]], context: RowContext) -> None:
         self.seed = context.seed
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        self.load_state_dict({"done": 0})
 
     def state_dict(self) -> dict[str, Any]:
         return {"done": self.done}

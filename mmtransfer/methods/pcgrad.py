@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmtransfer.features import Batch, Outputs
-from mmtransfer.methods.base import Method
+from mmtransfer.methods.base import Look, Method
 from mmtransfer.methods.tasks import TaskGradients, shared_parameters
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import register_method
@@ -33,6 +33,9 @@ class PCGrad(Method):
         self.seed = seed
         self.steps = 0
         self._gradients = TaskGradients()
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        self.load_state_dict({"steps": 0})
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps}

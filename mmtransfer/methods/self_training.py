@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mmtransfer.features import Batch, Outputs
 from mmtransfer.methods.alignment import Gradual, check_least
+from mmtransfer.methods.base import Look
 from mmtransfer.methods.unimodal import over_processes
 from mmtransfer.model import TransferModel
 from mmtransfer.registry import register_method
@@ -60,6 +61,10 @@ class SelfTraining(Gradual):
         self.shares: dict[str, Tensor] = {}  # by task (C,): of the rows, per label they get
         self._counted: dict[str, Tensor] = {}  # the same, summed over micro-batches
         self._parts = 0
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        super().begin(model, look)
+        self.shares = {}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"shares": {n: s.cpu() for n, s in self.shares.items()}}

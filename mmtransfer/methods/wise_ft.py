@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtransfer.methods.base import Method
+from mmtransfer.methods.base import Look, Method
 from mmtransfer.methods.start import Kept
 from mmtransfer.methods.unimodal import local
 from mmtransfer.model import TransferModel, is_trainable
@@ -36,6 +36,9 @@ class WiSEFT(Method):
             raise ValueError(f"alpha of wise_ft must lie in [0, 1], found {alpha}")
         self.alpha, self.joint = alpha, joint
         self._start, self._probed = Kept(), False
+
+    def begin(self, model: TransferModel, look: Look) -> None:
+        self.load_state_dict({"start": {}, "probed": False})
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": self._start.state_dict(), "probed": self._probed}

@@ -153,6 +153,13 @@ def test_tasks_are_judged_one_by_one(benchmark, work, member):
     assert found["category"] == 1.0
 
 
+@pytest.mark.parametrize("tune", [False, True])
+@pytest.mark.parametrize("name", PARTS)
+def test_no_two_cells_share_a_file(benchmark, name, tune):
+    cells = getattr(benchmark, name).cells(range(2), 12, tune=tune)
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
 def test_merging_adapters_changes_nothing(benchmark, work, monkeypatch):
     texts = ["milk", "bread", "tea"]
     labels = {s: np.load(work / f"{s}.product.npy") for s in ("train", "test")}

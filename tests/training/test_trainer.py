@@ -47,6 +47,7 @@ def test_the_loop_is_a_plain_pytorch_loop(products):
     """Same batches, loss, clipping, rate curve: bit-equal weights after two epochs."""
     phase = Phase(2, lr=1e-2, encoder_lr=1e-3, warmup=0.2)
     model = small(products)
+    model.standardise({})
     plain = copy.deepcopy(model)
     trainer = Trainer(model, products["train"], None, Strategy([phase]), options(clip=0.5))
     trainer.fit()
@@ -218,6 +219,20 @@ def test_same_seed_same_weights_whatever_the_workers(products):
     assert same(first, train(0, 0))
     assert same(first, train(0, 2))
     assert not same(first, train(1, 0))
+
+
+def test_a_probe_of_a_model_that_was_trained_begins_where_it_is(products):
+    """Statistics are for new projections; trained ones have learned features as they come."""
+    model = small(products)
+    Trainer(model, products["train"], None, Strategy([Phase(1, 1e-2, 1e-3)]), options()).fit()
+    data = {"train": products["train"][:20], "source": products["train"]}
+    tuning, probe = Strategy([Phase(1, 1e-2, 1e-3)]), Strategy([Phase(1, 1e-2)])
+    known = run(copy.deepcopy(model), data, tuning, options())["source"]["before"]
+    for seed in (0, 1):  # the second begins where the first ended
+        found = run(model, data, probe, options(seed=seed))["source"]
+        for task in TASKS:
+            assert found["before"][task] == pytest.approx(known[task], abs=1e-5)
+        known = found["after"]
 
 
 def test_bf16_learns(products):
