@@ -17,8 +17,8 @@ from mmtransfer.model import TransferModel
 from mmtransfer.registry import register_method
 
 Norm = nn.modules.batchnorm._BatchNorm
-#: by module name: mean and variance of each channel, and over how many batches
-Statistics = dict[str, tuple[Tensor, Tensor, int]]
+#: by module name: mean and variance of each channel, and over how many batches, or steps
+Statistics = dict[str, tuple[Tensor, Tensor, Tensor]]
 
 
 @register_method("adabn")
@@ -43,7 +43,7 @@ class AdaBN(Method):
         if not 0 < momentum <= 1:
             raise ValueError(f"the momentum of adabn must lie in (0, 1], found {momentum}")
         self.momentum = momentum
-        self.target: Statistics = {}
+        self.target: Statistics = {}  # the same on all processes
         self._seen: list[Batch] = []  # unlabelled ones, in this step
 
     def build(self, model: TransferModel) -> None:
@@ -56,16 +56,16 @@ class AdaBN(Method):
         still = {n: e for n, e in model.encoders.items() if e.pretrained}
         found = gathered(model, look.batches("train"))
         prefixes = tuple(f"encoders.{name}." for name in still)
-        own = {name: s for name, s in over_all(model, found).items() if name.startswith(prefixes)}
+        own = {name: s for name, s in over_all(found).items() if name.startswith(prefixes)}
         state = model.state_dict()
         for name, value in buffers(own).items():
             state[name].copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"target": {n: [m.cpu(), v.cpu(), k] for n, (m, v, k) in self.target.items()}}
+        return {"target": {n: [m.cpu(), v.cpu(), int(k)] for n, (m, v, k) in self.target.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.target = {name: (m, v, k) for name, (m, v, k) in state["target"].items()}
+        self.target = {n: (m, v, m.new_tensor(k)) for n, (m, v, k) in state["target"].items()}
         self._seen = []
 
     def on_loss(self, loss: Tensor, model: TransferModel, batch: Batch, outputs: Outputs) -> Tensor:
@@ -78,18 +78,19 @@ class AdaBN(Method):
     def on_weights(self, model: TransferModel, step: int) -> None:
         # Not before: the backward pass needs the source's statistics as they were.
         seen, self._seen = self._seen, []
-        for name, (mean, variance, _) in gathered(model, seen).items():
-            before = self.target.get(name, (mean, variance, 0))
-            count = before[2] + 1
-            share = max(self.momentum, 1 / count)
+        for name, (mean, variance, batches) in over_all(gathered(model, seen)).items():
+            before = self.target.get(name, (mean, variance, torch.zeros_like(batches)))
+            past_mean, past_variance, steps = (tensor.to(mean.device) for tensor in before)
+            steps = steps + (batches > 0)
+            share = torch.where(batches > 0, (1 / steps.clamp_min(1)).clamp_min(self.momentum), 0)
             self.target[name] = (
-                before[0].to(mean.device).lerp(mean, share),
-                before[1].to(mean.device).lerp(variance, share),
-                count,
+                past_mean.lerp(mean, share),
+                past_variance.lerp(variance, share),
+                steps,
             )
 
     def averaged(self, model: TransferModel) -> Mapping[str, Tensor]:
-        return buffers(over_all(model, self.target))
+        return buffers(self.target)
 
 
 def adapt_batch_norm(model: TransferModel, batches: Iterable[Batch]) -> None:
@@ -117,7 +118,8 @@ def norms(model: TransferModel) -> dict[str, Norm]:
 def gathered(model: TransferModel, batches: Iterable[Batch]) -> Statistics:
     """Mean over batches of the statistics of each batch, as `torch.optim.swa_utils.update_bn`.
 
-    Batches with fewer than two real rows of a modality are passed over for it.
+    Batches with fewer than two real rows of a modality are passed over for it; what then had no
+    batch at all has a count of 0.
     """
     layers = norms(model)
     with torch.no_grad(), _own_statistics(model, layers):
@@ -132,11 +134,11 @@ def gathered(model: TransferModel, batches: Iterable[Batch]) -> Statistics:
                 else:
                     encoder(**inputs.values)
         return {
-            name: (layer.running_mean.clone(), layer.running_var.clone(), count)
+            name: (layer.running_mean.clone(), layer.running_var.clone(), count.float())
             for name, layer in layers.items()
             if layer.running_mean is not None and layer.running_var is not None
-            for count in [int(layer.num_batches_tracked or 0)]
-            if count
+            for count in [layer.num_batches_tracked]
+            if count is not None
         }
 
 
@@ -163,21 +165,23 @@ def _own_statistics(model: TransferModel, layers: Mapping[str, Norm]) -> Iterato
                 buffer.copy_(value)
 
 
-def over_all(model: TransferModel, found: Statistics) -> Statistics:
+def over_all(found: Statistics) -> Statistics:
     """Means over processes, which all ask together, weighed by their batches."""
-    layers, parts = norms(model), []
-    for name, layer in layers.items():
-        assert layer.running_mean is not None
-        nothing = (torch.zeros_like(layer.running_mean), torch.zeros_like(layer.running_mean), 0)
-        mean, variance, count = found.get(name, nothing)
-        parts += [mean * count, variance * count, mean.new_tensor([count])]
-    total = over_processes(torch.cat([part.to(model.device) for part in parts]))
-    summed = iter(total.split([len(part) for part in parts]))
-    whole = {name: (next(summed), next(summed), int(next(summed))) for name in layers}
-    return {n: (m / count, v / count, count) for n, (m, v, count) in whole.items() if count}
+    parts = [
+        torch.cat([mean * count, variance * count, count.unsqueeze(0)])
+        for mean, variance, count in found.values()
+    ]
+    summed = over_processes(torch.cat(parts)).split([len(part) for part in parts])
+    means = {}
+    for name, total in zip(found, summed, strict=True):
+        count = total[-1]
+        mean, variance = (total[:-1] / count.clamp_min(1)).chunk(2)
+        means[name] = (mean, variance, count)
+    return means
 
 
 def buffers(found: Statistics) -> dict[str, Tensor]:
-    """By their names in the state of the model."""
-    means = {f"{name}.running_mean": mean for name, (mean, _, _) in found.items()}
-    return means | {f"{name}.running_var": variance for name, (_, variance, _) in found.items()}
+    """By their names in the state of the model; layers without a batch are left out."""
+    known = {name: statistics for name, statistics in found.items() if statistics[2] > 0}
+    means = {f"{name}.running_mean": mean for name, (mean, _, _) in known.items()}
+    return means | {f"{name}.running_var": variance for name, (_, variance, _) in known.items()}

@@ -162,7 +162,7 @@ def test_shorter_values_are_padded_with_zeros(sizes, data):
 def test_the_model_passes_unlabelled_rows_for_those_alone_that_need_its_outputs():
     passed: list[int] = []
     alone = fit(unlabelled(5, 3), hooked=passed)
-    assert alone.strategy.methods[0].target
+    assert alone.strategy.methods[0].averaged(alone.model)
     assert not any(passed)
     fit(unlabelled(5, 3), hooked=passed, methods=[AdaBN(), MMD()])
     assert any(passed)
@@ -218,23 +218,26 @@ def test_adapting_leaves_everything_else_alone():
 
 def test_a_single_row_says_nothing_and_leaves_the_statistics_alone():
     trainer = fit({"unlabelled": [{"a": np.ones(3)}, {"a": None}]}, pretrained=True)
-    assert trainer.strategy.methods[0].target == {}
+    assert trainer.strategy.methods[0].averaged(trainer.model) == {}
     assert trainer.model.encoders["a"].first.running_mean.abs().max() < 0.6
 
 
 def test_processes_average_by_how_many_batches_they_saw(monkeypatch):
     """The other one saw two batches, of the first layer alone, where all is 9."""
-    model = build_model({"a": Normed()}, TASKS, rows(0, 1), "concat", 4)
-    nine = torch.cat([torch.full((3,), 18.0), torch.full((3,), 18.0), torch.tensor([2.0])])
+    nine = torch.cat([torch.full((6,), 18.0), torch.tensor([2.0])])
     other = torch.cat([nine, torch.zeros(4 + 4 + 1)])
     monkeypatch.setattr(adabn, "over_processes", lambda values: values + other)
-    mine = {"encoders.a.first": (torch.ones(3), torch.full((3,), 2.0), 1)}
-    found = adabn.over_all(model, mine)
-    assert set(found) == {"encoders.a.first"}
+    mine = {
+        "encoders.a.first": (torch.ones(3), torch.full((3,), 2.0), torch.tensor(1.0)),
+        "encoders.a.second": (torch.ones(4), torch.ones(4), torch.tensor(0.0)),
+    }
+    found = adabn.over_all(mine)
     mean, variance, count = found["encoders.a.first"]
     assert count == 3
     torch.testing.assert_close(mean, torch.full((3,), 19 / 3))
     torch.testing.assert_close(variance, torch.full((3,), 20 / 3))
+    names = {"encoders.a.first.running_mean", "encoders.a.first.running_var"}
+    assert set(adabn.buffers(found)) == names
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path):

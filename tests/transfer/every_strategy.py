@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,33 +76,61 @@ def prepare(folder: Path) -> None:
     save_file({"weight": torch.eye(5, 6), "bias": torch.zeros(5)}, folder / "head.safetensors")
 
 
-def plan(name: str, folder: Path, *further: Method) -> Strategy:
+def plan(name: str, folder: Path) -> Strategy:
     preset, _, method = name.partition(" and ")
     asked = dict(METHODS.get(method, {}))
     asked |= {k: str(folder / asked[k]) for k in ("head", "teacher") if k in asked}
     listed = [{"name": method, **asked}] if method else []
-    return build_strategy(preset, [*listed, *further], **PRESETS.get(preset, SHORT))
+    return build_strategy(preset, listed, **PRESETS.get(preset, SHORT))
 
 
-def fit(strategy: Strategy, output: Path | None = None, resume: bool = False) -> Trainer:
+class BrokenOff(Trainer):
+    """Ends after the checkpoint of the fourth step, as nothing else would."""
+
+    def checkpoint(self) -> None:
+        super().checkpoint()
+        if self.step == 4:
+            raise KeyboardInterrupt
+
+
+def fit(
+    strategy: Strategy,
+    output: Path | None = None,
+    resume: bool = False,
+    kind: type[Trainer] = Trainer,
+) -> Trainer:
     """Two epochs of three steps."""
     options = TrainingOptions(batch_size=8, progress=False, track=[], checkpoint_steps=1)
     further = {"unlabelled": rows(17, 1), "source": rows(9, 2, "before")}
     train = rows(22, 0, "kind", "side")
-    trainer = Trainer(new_model(), train, None, strategy, options, output, further=further)
+    trainer = kind(new_model(), train, None, strategy, options, output, further=further)
     trainer.fit(resume)
     return trainer
 
 
+def keeps_state(method: Method) -> bool:
+    return method.module is not None or type(method).state_dict is not Method.state_dict
+
+
+def result(trainer: Trainer) -> dict[str, Any]:
+    trainer.close()
+    return {"losses": trainer.losses, "weights": trainer.model.state_dict()}
+
+
 def main(folder: str, output: str) -> None:
-    losses = {}
+    found: dict[str, dict[str, Any]] = {"whole": {}, "resumed": {}}
     for name in PLANS:
         trainer = fit(plan(name, Path(folder)))
-        losses[name], first = trainer.losses, trainer.accelerator.is_main_process
-        trainer.close()
+        found["whole"][name], accelerator = result(trainer), trainer.accelerator
+        stateful = any(map(keeps_state, trainer.strategy.methods))
+        if stateful and accelerator.num_processes > 1:
+            broken = Path(folder) / f"{name} broken off"
+            with suppress(KeyboardInterrupt):
+                fit(plan(name, Path(folder)), broken, kind=BrokenOff)
+            found["resumed"][name] = result(fit(plan(name, Path(folder)), broken, resume=True))
     end_processes()
-    if first:
-        Path(output).write_text(json.dumps(losses))
+    if accelerator.is_main_process:
+        torch.save(found, output)
 
 
 if __name__ == "__main__":
