@@ -45,7 +45,8 @@ class FeatureBased:
     mapping: "none"; "pca"; "svd", of features that are not centred; "whitening", pca with equal
         variances
     components: how many the mapping keeps, or for pca and whitening which share of the variance;
-        by default all that there are
+        by default all that there are; whitening then leaves out those with less than D float32
+        epsilons of the largest variance, which copies and dead features have by rounding alone
     fitted_on: mapping and standardisation are fitted on "target", "source" or "both"
     head: "linear" (ridge), "logistic", "knn", "svm" or "tradaboost" (by default of logistic
         regressions), which needs labels on both sides
@@ -234,7 +235,10 @@ class FeatureBased:
         elif self.mapping != "none":
             whiten = self.mapping == "whitening"
             steps.append(PCA(count, whiten=whiten, random_state=self.seed))
-        return make_pipeline(*steps).fit(np.asarray(values, dtype=np.float64))
+        fitted = make_pipeline(*steps).fit(np.asarray(values, dtype=np.float64))
+        if self.mapping == "whitening" and self.components is None:
+            drop_rounding(fitted[-1])
+        return fitted
 
     def _new_head(self, rows: int) -> Any:
         defaults: dict[str, dict[str, Any]] = {
@@ -248,3 +252,14 @@ class FeatureBased:
                 "seed": self.seed,
             }
         return import_class(HEADS[self.head])(**defaults.get(self.head, {}) | self.head_options)
+
+
+def drop_rounding(pca: Any) -> None:
+    """Leave the components of a fitted PCA whose variance is more than rounding of float32.
+
+    As `numpy.linalg.matrix_rank` counts the rank of the covariance of features in the store.
+    """
+    variances = pca.explained_variance_
+    limit = np.finfo(np.float32).eps * pca.n_features_in_ * variances.max()
+    kept = ~(variances < limit)
+    pca.components_, pca.explained_variance_ = pca.components_[kept], variances[kept]

@@ -82,6 +82,34 @@ def test_mappings_are_fitted_on_the_chosen_side(fitted_on):
     np.testing.assert_allclose(np.linalg.norm(mapped("svd"), axis=0)[:3], singular[:3], rtol=1e-3)
 
 
+def of_rank_10(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """64 features in float32, the last a copy and the last but one dead."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    hidden = rng.normal(0, 1, (count, 10))
+    hidden[:, 0] += 2 * labels
+    x = (hidden @ np.random.default_rng(9).normal(size=(10, 64))).astype(np.float32)
+    x[:, -1], x[:, -2] = x[:, 0], 1.0
+    return x, labels
+
+
+def test_whitening_leaves_out_what_is_rounding():
+    (x, y), (test, test_y) = of_rank_10(200, 0), of_rank_10(500, 1)
+    model = FeatureBased(mapping="whitening").fit(x, y)
+    white = model.map(test)
+    assert white.shape == (500, 10)
+    assert np.abs(white).max() < 6  # of deviation 1
+    np.testing.assert_allclose(np.cov(model.map(x), rowvar=False), np.eye(10), atol=1e-6)
+    plain = FeatureBased(mapping="pca", components=10).fit(x, y)
+    assert model.score(test, test_y) > plain.score(test, test_y) - 0.02
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # a share of no variance at all
+def test_features_that_are_all_the_same_are_whitened_to_zeros():
+    x = np.ones((20, 4))
+    assert not FeatureBased(mapping="whitening").fit(x, np.arange(20) % 2).map(x).any()
+
+
 def test_a_share_of_the_variance_may_be_asked_for():
     x, y = arrays(0, 60)
     model = FeatureBased(mapping="pca", components=0.6).fit(x, y)
