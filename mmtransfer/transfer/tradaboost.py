@@ -19,7 +19,9 @@ class TrAdaBoost:
     half of the rounds vote, each with the logarithm of that factor.
 
     With C classes target rows gain a further factor of C - 1, and a classifier counts if its error
-    is below 1 - 1/C (SAMME, Zhu et al., 2009); for two classes it is the paper's algorithm.
+    is below 1 - 1/C (SAMME, Zhu et al., 2009); for two classes it is the paper's algorithm.  Where
+    no classifier of the last half counts, those of all rounds vote, and where none of these does
+    either, the last half do, each alike: the papers leave this open.
 
     estimator: makes a classifier whose `fit` takes `sample_weight`, by default decision trees of
         depth 3 of scikit-learn
@@ -65,8 +67,9 @@ class TrAdaBoost:
             found = self._new().fit(rows, labels, sample_weight=weights * len(rows))
             wrong = found.predict(rows) != labels
             error = float(weights[n:] @ wrong[n:]) / max(float(weights[n:].sum()), TINY)
-            error = float(np.clip(error, TINY, others / (others + 1)))
-            vote = float(np.log((1 - error) / error) + np.log(others))
+            error = max(error, TINY)
+            counts = error < others / (others + 1) - TINY  # a guess would vote by its rounding
+            vote = float(np.log((1 - error) / error) + np.log(others)) if counts else 0.0
             self.estimators_.append(found)
             self.votes_.append(vote)
             weights[:n] *= np.where(wrong[:n], fade, 1.0)
@@ -85,11 +88,19 @@ class TrAdaBoost:
         """Rows (N, D) -> labels (N,)."""
         rows = np.asarray(x)
         votes = np.zeros((len(rows), len(self.classes_)))
-        last = slice(self.rounds // 2, None)
-        for found, vote in zip(self.estimators_[last], self.votes_[last], strict=True):
-            votes[np.arange(len(rows)), found.predict(rows)] += vote
+        for found, vote in zip(self.estimators_, self._votes(), strict=True):
+            if vote:
+                votes[np.arange(len(rows)), found.predict(rows)] += vote
         answers: np.ndarray = self.classes_[votes.argmax(1)]
         return answers
+
+    def _votes(self) -> np.ndarray:
+        """(rounds,): what each classifier's answer counts."""
+        own = np.array(self.votes_)
+        last = np.arange(self.rounds) >= self.rounds // 2
+        if own[last].any():
+            return own * last
+        return own if own.any() else last.astype(float)
 
     def score(self, x: Any, y: Any) -> float:
         """The share of rows whose label is right."""

@@ -103,3 +103,50 @@ def test_a_penalty_means_what_it_means_without_weights():
     found = TrAdaBoost(LogisticRegression, rounds=1).fit(x[:60], y[:60], x[60:], y[60:])
     plain = LogisticRegression().fit(x, y)
     np.testing.assert_allclose(found.estimators_[0].coef_, plain.coef_, atol=1e-4)
+
+
+class Told:
+    """Answers (N,) to rows that are their own numbers, whatever it is to learn."""
+
+    def __init__(self, answers):
+        self.answers = np.array(answers)
+
+    def fit(self, x, y, sample_weight):
+        return self
+
+    def predict(self, x):
+        return self.answers[x[:, 0].astype(int)]
+
+
+def told(answers):
+    """Makes one classifier after the other."""
+    left = iter(answers)
+    return lambda: Told(next(left))
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        # The first is right in 4 of 6 rows, the others by the weights it leaves behind in half.
+        ([[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], *2 * [[1, 1, 0, 0, 0, 1]]], [0, 0, 1, 1, 1, 0]),
+        # Nobody is better than chance: the last half, each alike.
+        ([*3 * [[0, 0, 0, 0, 0, 0]], *3 * [[1, 1, 1, 0, 0, 0]]], [1, 1, 1, 0, 0, 0]),
+    ],
+)
+def test_where_the_last_half_is_no_better_than_chance_the_answers_are_not_constant(
+    answers, expected
+):
+    x = np.arange(6.0)[:, None]
+    y = np.array([0, 0, 1, 1, 0, 1])
+    boosted = TrAdaBoost(told(answers), rounds=len(answers)).fit(x, y, x, y)
+    assert not any(boosted.votes_[len(answers) // 2 :])
+    np.testing.assert_array_equal(boosted.predict(x), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 6])
+def test_a_guess_has_no_vote_at_all(classes):
+    """Rounding would make it a small one, for the answer or against it."""
+    x = np.arange(float(classes))[:, None]
+    y = np.arange(classes)
+    boosted = TrAdaBoost(told(2 * [[0] * classes]), rounds=2).fit(x, y, x, y)
+    assert boosted.votes_ == [0.0, 0.0]
