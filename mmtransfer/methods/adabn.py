@@ -31,13 +31,15 @@ class AdaBN(Method):
     means of these statistics replace the source's for validation and in the model that is kept, so
     that validation rows should be of the target.  A modality of which no unlabelled row passed
     stays as it is, and so do layers below activations that are stored.  Where several phases train
-    encoders, later ones begin with the statistics of the target.
+    encoders, later ones begin with the statistics of the target.  It does not go with `wise_ft`,
+    whose weights are not those that gave the statistics: use `adapt_batch_norm` afterwards.
 
     momentum: of the running statistics, the share of the latest step
     Raises `ValueError` where no encoder has batch norm, and under FSDP.
     """
 
     needs = ("unlabelled_inputs", "domains_apart", "trained_encoders")
+    averages = ("buffers",)
 
     def __init__(self, momentum: float = 0.1) -> None:
         if not 0 < momentum <= 1:

@@ -74,6 +74,8 @@ class Method(Configurable):
     #: "domains_apart" batch norm that trains sees labelled and unlabelled rows one after the other,
     #: not as one batch
     needs: tuple[str, ...] = ()
+    #: what `averaged` gives, where it gives anything: no two methods of a strategy give the same
+    averages: tuple[str, ...] = ("parameters", "buffers")
     #: what it trains by itself, at the rate of fusion and heads; it stays behind on saving
     module: nn.Module | None = None
 

@@ -27,6 +27,8 @@ class EMA(Method):
         average over the start
     """
 
+    averages = ("parameters",)
+
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay of ema must lie in [0, 1), found {decay}")

@@ -22,7 +22,7 @@ class WiSEFT(Method):
     The model is validated and kept by `(1 - alpha) * start + alpha * present` of all weights and
     running statistics.  The start is where the first encoder begins to train: after a linear
     probe, if a phase of that comes first.  `mmtransfer.transfer.soups.alpha_curve` gives the whole
-    curve of a trained model.
+    curve of a trained model.  It goes with no other method that averages: `ema` or `adabn`.
 
     alpha: 0 is the start, 1 plain fine-tuning
     joint: whether fusion and heads are interpolated too; by default if a phase has trained them

@@ -204,6 +204,7 @@ def check_plan(
     for phase in strategy.phases:
         phase.check(model)
     check_adapters(strategy, model)
+    check_averages(strategy)
     kinds = {name: encoder.modality for name, encoder in model.encoders.items()}
     for method in strategy.methods:
         check_needs(method, strategy)
@@ -245,6 +246,20 @@ def check_needs(method: Method, strategy: Strategy) -> None:
                 f"{name} needs unimodal heads, which train at the rate of fusion and heads, and "
                 "the first phase has lr 0"
             )
+
+
+def check_averages(strategy: Strategy) -> None:
+    """Raise `ValueError` where one method's averages would silently replace another's."""
+    found: dict[str, Method] = {}
+    for method in strategy.methods:
+        for kind in method.averages if type(method).averaged is not Method.averaged else ():
+            if kind in found:
+                names = f"{type(found[kind]).__name__} and {type(method).__name__}"
+                raise ValueError(
+                    f"{names} each say which {kind} are validated and kept: leave one of the two "
+                    "out"
+                )
+            found[kind] = method
 
 
 def build_strategy(
