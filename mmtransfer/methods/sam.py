@@ -23,7 +23,8 @@ class SAM(Method):
     The step is taken with the gradients at `w + rho * g / |g|`, where g are those at the weights w:
     twice the work of a plain step.  Adaptive (ASAM, Kwon et al., ICML 2021) the neighbourhood is
     measured in units of each weight: `w + rho * w^2 g / |w g|`.  Running statistics of batch norm
-    only take the first pass.  It stands first among methods that act on gradients.
+    only take the first pass.  It stands first among methods that act on gradients, as
+    `build_strategy` sees to.
 
     rho: radius; adaptive ones are about ten times as large
     """

@@ -238,8 +238,8 @@ def check_needs(method: Method, strategy: Strategy) -> None:
             changed = type(other).on_gradients is not Method.on_gradients
             if need == "second_pass" and changed:
                 raise ValueError(
-                    f"{name} makes the gradients anew, without what {type(other).__name__} has "
-                    f"done to them: list {name} before it"
+                    f"{name} makes the gradients anew, and stands first among methods that act on "
+                    f"them: list {name} before {type(other).__name__}"
                 )
         if need.startswith("unimodal") and not strategy.phases[0].lr:
             raise ValueError(
@@ -270,7 +270,8 @@ def build_strategy(
     """A strategy by preset name with its options, as a mapping, as it is, or out of a YAML file.
 
     A mapping is written out as `{"phases": [...]}`, or has the `name` of a preset and its options;
-    either may have `methods`, `adapters` and `merge` as well.
+    either may have `methods`, `adapters` and `merge` as well.  Methods that make the gradients anew
+    (SAM) come first, wherever they are listed: what others do to gradients would be lost.
     Raises `ValueError` for an unknown name, option or phase setting, with the nearest valid one,
     and `FileNotFoundError` for a missing file.
     """
@@ -281,7 +282,8 @@ def build_strategy(
         spec = {"name": spec}
     if isinstance(spec, Mapping):
         spec = _out_of({**spec, **options})
-    return replace(spec, methods=[*spec.methods, *extra])
+    found = sorted([*spec.methods, *extra], key=lambda method: "second_pass" not in method.needs)
+    return replace(spec, methods=found)
 
 
 def _out_of(spec: dict[str, Any]) -> Strategy:
