@@ -68,7 +68,8 @@ class Method(Configurable):
     #: not), "repeated_backward" (it goes backwards by itself through what the step goes through,
     #: too), "second_pass" (it asks `on_gradients` for the gradients elsewhere), "source" (labelled
     #: rows of the source), "unlabelled_rows" (to look at before training), "unlabelled_inputs"
-    #: (`Batch.unlabelled` in each step), "unmixed_rows" (it remembers something of each row), or
+    #: (`Batch.unlabelled` in each step), "unmixed_rows" (it remembers something of each row),
+    #: "merged_weights" (it goes by weights, and those of encoders with adapters are products), or
     #: fields of `Outputs` that are given on demand, "unlabelled" being one; a method that needs
     #: "unimodal" or "unimodal_detached" makes these part of the loss in every step.  With
     #: "domains_apart" batch norm that trains sees labelled and unlabelled rows one after the other,

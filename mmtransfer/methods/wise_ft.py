@@ -22,14 +22,15 @@ class WiSEFT(Method):
     The model is validated and kept by `(1 - alpha) * start + alpha * present` of all weights and
     running statistics.  The start is where the first encoder begins to train: after a linear
     probe, if a phase of that comes first.  `mmtransfer.transfer.soups.alpha_curve` gives the whole
-    curve of a trained model.  It goes with no other method that averages: `ema` or `adabn`.
+    curve of a trained model.  It goes with no other method that averages, `ema` or `adabn`,
+    nor with adapters, as what lies between products of factors is no product of factors between.
 
     alpha: 0 is the start, 1 plain fine-tuning
     joint: whether fusion and heads are interpolated too; by default if a phase has trained them
         before, as new ones have no start that is worth anything
     """
 
-    needs = ("trained_encoders",)
+    needs = ("trained_encoders", "merged_weights")
 
     def __init__(self, alpha: float = 0.5, joint: bool | None = None) -> None:
         if not 0 <= alpha <= 1:

@@ -86,6 +86,13 @@ def build_adapters(specs: Mapping[str, Any] | None) -> dict[str, Adapter | None]
 def check_adapters(strategy: Strategy, model: TransferModel) -> None:
     """Raise `ValueError` where adapters and model, or adapters and phases, do not fit."""
     chosen = _by_encoder(model, strategy.adapters)
+    for method in strategy.methods:
+        if "merged_weights" in method.needs and (chosen or is_adapted(model)):
+            raise ValueError(
+                f"{type(method).__name__} needs weights without adapters, whose factors do not add "
+                "up to what they do together: leave one of the two out, or call merge_adapters "
+                "before training"
+            )
     for name in chosen:
         if adapter_names(model.encoders[name]):
             raise ValueError(f"encoder {name!r} has adapters already: call merge_adapters first")
@@ -140,6 +147,11 @@ def readable(encoder: Encoder, values: Iterable[Any], tries: int = 32) -> Any:
             encoder.collate([value])
             return value
     return None
+
+
+def is_adapted(model: TransferModel) -> bool:
+    """Whether an encoder has adapters that are not merged."""
+    return any(adapter_names(encoder) for encoder in model.encoders.values())
 
 
 def merge_adapters(model: TransferModel) -> None:

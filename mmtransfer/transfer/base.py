@@ -29,6 +29,7 @@ NEEDS = (
     "second_pass",
     "source",
     "unmixed_rows",
+    "merged_weights",
 )
 #: the splits that some of them call for
 SPLIT_NEEDS = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtransfer.model import TransferModel
+from mmtransfer.transfer.adapters import is_adapted, merge_adapters
 
 Ingredient = TransferModel | str | Path
 Found = TypeVar("Found")
@@ -36,7 +37,8 @@ class Soup:
 def uniform_soup(models: Sequence[Ingredient]) -> TransferModel:
     """The mean of the weights of all models (model soups, Wortsman et al., ICML 2022).
 
-    models: trained from the same start, as they are or as directories, which are read one by one
+    models: trained from the same start, as they are or as directories, which are read one by one;
+        adapters are merged in copies, as a mean of their factors is not that of what they add
     Raises `ValueError` if there is none, or they differ in architecture, tasks or classes.
     """
     soup, total = _first(models)
@@ -81,8 +83,12 @@ def alpha_curve(
     start: the model before fine-tuning, its directory, or its `state_dict` as copies; what it
         lacks, say fusion and heads that are new, stays as trained
     evaluate: of the model at one alpha, e.g. `lambda m: trainer.evaluate(rows)`
-    Raises `ValueError` for names or shapes that the model does not have.
+    Raises `ValueError` for names or shapes that the model does not have, and for one with adapters.
     """
+    if is_adapted(model):
+        raise ValueError(
+            "the model has adapters, which cannot be interpolated: call merge_adapters first"
+        )
     end = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     begin = dict(start) if isinstance(start, Mapping) else _loaded(start).state_dict()
     for name, tensor in begin.items():
@@ -102,7 +108,13 @@ def alpha_curve(
 
 
 def _loaded(model: Ingredient) -> TransferModel:
-    return model if isinstance(model, TransferModel) else TransferModel.from_pretrained(model)
+    """The model, or a copy whose adapters are merged."""
+    if not isinstance(model, TransferModel):
+        model = TransferModel.from_pretrained(model)
+    if is_adapted(model):
+        model = deepcopy(model)
+        merge_adapters(model)
+    return model
 
 
 def _first(models: Sequence[Ingredient]) -> tuple[TransferModel, dict[str, Tensor]]:

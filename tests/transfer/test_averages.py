@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmtransfer.methods.base import Method
+from mmtransfer.transfer.adapters import add_adapters, merge_adapters
 from mmtransfer.transfer.base import build_strategy, check_plan
 
 from ..methods.looking import small_model
@@ -35,3 +36,15 @@ def test_one_average_cannot_replace_another_silently(preset, methods, names):
 def test_averages_of_weights_go_with_statistics_of_the_target():
     strategy = build_strategy("full", methods=["ema", "adabn", "l2_sp"])
     check_plan(strategy, small_model(), splits=SPLITS)
+
+
+def test_what_lies_between_adapters_is_not_between_weights():
+    model, refused = small_model(), "WiSEFT needs weights without adapters.*leave one of the two"
+    for preset in ("lora", "dora"):
+        with pytest.raises(ValueError, match=refused):
+            check_plan(build_strategy(preset, methods=["wise_ft"]), model)
+    add_adapters(model, {"a": "lora"})  # of an earlier run
+    with pytest.raises(ValueError, match=refused):
+        check_plan(build_strategy("wise_ft"), model)
+    merge_adapters(model)
+    check_plan(build_strategy("wise_ft"), model)

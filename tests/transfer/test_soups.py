@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
+from torch import nn
 
 from mmtransfer.training.run import build_model
+from mmtransfer.transfer.adapters import add_adapters, merge_adapters
 from mmtransfer.transfer.soups import alpha_curve, greedy_soup, uniform_soup
 
 ROWS = [{"a": [float(i), 1.0], "kind": "xy"[i % 2]} for i in range(6)]
@@ -90,3 +94,38 @@ def test_the_default_curve_has_eleven_places():
     assert list(alpha_curve(model_at(1.0), model_at(0.0), value_of)) == pytest.approx(
         [k / 10 for k in range(11)]
     )
+
+
+def adapted(seed: int, kind: str):
+    """A model whose adapters have been trained."""
+    model = model_at(0.5)
+    torch.manual_seed(9)
+    nn.init.normal_(model.encoders["a"].layers[0][0].weight)
+    before = {id(p) for p in model.parameters()}
+    add_adapters(model, {"a": {"name": kind, "rank": 1}})
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if id(parameter) not in before:
+            nn.init.normal_(parameter, 1.0)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+def test_adapters_are_merged_before_they_are_averaged(kind, tmp_path):
+    models = [adapted(seed, kind) for seed in range(3)]
+    merged = deepcopy(models)
+    for model in merged:
+        merge_adapters(model)
+    models[1].save_pretrained(tmp_path)
+    given = [models[0], tmp_path, merged[2]]
+    expected = uniform_soup(merged).state_dict()
+    for soup in (uniform_soup(given), greedy_soup(given, lambda model: 0.0).model):
+        torch.testing.assert_close(soup.state_dict(), expected)
+    assert models[0].state_dict().keys() != expected.keys()  # it has its adapters still
+    curve = alpha_curve(
+        merged[0], models[1], lambda m: m.encoders["a"].layers[0][0].weight[0, 0].item()
+    )
+    start = merged[1].encoders["a"].layers[0][0].weight[0, 0].item()
+    assert curve[0.0] == pytest.approx(start)
+    with pytest.raises(ValueError, match="the model has adapters.*call merge_adapters first"):
+        alpha_curve(models[0], models[1], value_of)
