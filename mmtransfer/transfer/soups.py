@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmtransfer.model import TransferModel
+from mmtransfer.temperature import Temperature
 from mmtransfer.transfer.adapters import is_adapted, merge_adapters
 
 Ingredient = TransferModel | str | Path
@@ -123,6 +124,7 @@ def _first(models: Sequence[Ingredient]) -> tuple[TransferModel, dict[str, Tenso
         raise ValueError("a soup needs at least one model, found none")
     soup = deepcopy(_loaded(models[0]))
     soup.provide(())
+    soup.temperature = Temperature()  # those of the models were fitted to other weights
     return soup, _state(models[0], soup, 0)
 
 

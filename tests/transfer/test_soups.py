@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmtransfer.temperature import Temperature
 from mmtransfer.training.run import build_model
 from mmtransfer.transfer.adapters import add_adapters, merge_adapters
 from mmtransfer.transfer.soups import alpha_curve, greedy_soup, uniform_soup
@@ -53,6 +54,14 @@ def test_a_greedy_soup_takes_what_helps_best_first():
     assert found.scores == pytest.approx([-6.0, -0.75, -0.5])
     assert found.score == pytest.approx(-0.125)
     assert found.score >= max(found.scores)
+
+
+def test_the_temperature_of_the_first_model_is_not_that_of_the_soup():
+    models = [model_at(value) for value in (1.0, 2.0)]
+    models[0].temperature = Temperature({"kind": 7.0})
+    for soup in (uniform_soup(models), greedy_soup(models, value_of).model):
+        assert soup.temperature == Temperature()
+    assert models[0].temperature.by_task == {"kind": 7.0}
 
 
 def test_what_does_not_go_together_is_an_error():
