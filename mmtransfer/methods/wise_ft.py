@@ -21,7 +21,8 @@ class WiSEFT(Method):
 
     The model is validated and kept by `(1 - alpha) * start + alpha * present` of all weights and
     running statistics.  The start is where the first encoder begins to train: after a linear
-    probe, if a phase of that comes first.  `mmtransfer.transfer.soups.alpha_curve` gives the whole
+    probe, if a phase of that comes first.  Later phases begin with the weights that were kept, and
+    what they leave frozen stays so.  `mmtransfer.transfer.soups.alpha_curve` gives the whole
     curve of a trained model.  It goes with no other method that averages, `ema` or `adabn`,
     nor with adapters, as what lies between products of factors is no product of factors between.
 
@@ -60,9 +61,26 @@ class WiSEFT(Method):
                 self._start.keep(name, tensor)
 
     def averaged(self, model: TransferModel) -> Mapping[str, Tensor]:
-        found, own = {}, model.state_dict()
-        for name in self._start:
-            mixed = found[name] = own[name].detach().clone()
-            start = local(self._start.beside(name, own[name]))
-            local(mixed).copy_(torch.lerp(start, local(own[name]), self.alpha))
-        return found
+        own, still = model.state_dict(), frozen(model)
+        return {
+            # What an earlier phase trained has come that way already.
+            name: own[name] if name in still else self._mixed(name, own[name], self.alpha)
+            for name in self._start
+        }
+
+    def _mixed(self, name: str, own: Tensor, alpha: float) -> Tensor:
+        mixed = own.detach().clone()
+        start = local(self._start.beside(name, own))
+        local(mixed).copy_(torch.lerp(start, local(own), alpha))
+        return mixed
+
+
+def frozen(model: TransferModel) -> set[str]:
+    """Names of parameters that do not train now, and of buffers of encoders that do not."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in parameters if not parameter.requires_grad} | {
+        f"encoders.{modality}.{name}"
+        for modality, encoder in model.encoders.items()
+        if not is_trainable(encoder)
+        for name, _ in encoder.named_buffers(remove_duplicate=False)
+    }

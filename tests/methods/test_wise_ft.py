@@ -52,3 +52,17 @@ def test_heads_may_be_asked_for_or_left(joint):
 def test_an_alpha_out_of_bounds_is_refused():
     with pytest.raises(ValueError, match=r"alpha of wise_ft must lie in \[0, 1\], found 2"):
         WiSEFT(2)
+
+
+def test_what_a_later_phase_leaves_frozen_goes_no_further_back():
+    model, method = small_model(), WiSEFT(0.5, joint=True)
+    method.on_gradients(model, lambda: None)
+    for p in model.parameters():
+        p.data += 1
+    model.load_state_dict(method.averaged(model), strict=False)
+    kept = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.encoders["a"].requires_grad_(False)
+    found = method.averaged(model)
+    for name, value in kept.items():
+        expected = value - (0 if name.startswith("encoders.a.") else 0.25)
+        torch.testing.assert_close(found[name], expected)
