@@ -78,6 +78,7 @@ class TrainingData:
         self.fingerprints: dict[tuple[str, str], str] = {}
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by running workers
         self.loaders: dict[str, Any] = {}  # of the present phase, with their workers
+        self.ended = False  # after training weights may change between any two looks at a split
         self.lengths: dict[str, Tensor] = {}  # of the train rows, by column
 
     def tasks_of(self, split: str, rows: Rows) -> dict[str, Task]:
@@ -183,10 +184,11 @@ class TrainingData:
         known = self.splits.get(split) is rows  # other rows may come under any name
         if not known:
             check_rows(rows, self.model.encoders, self.tasks_of(split, rows), split)
-        if known and split in self.loaders:
+        kept = known and not self.ended
+        if kept and split in self.loaders:
             return self.loaders[split]
         loader = self._loader(split, rows, self._each_once(rows))
-        if known:
+        if kept:
             self.loaders[split] = loader
         return loader
 
@@ -252,7 +254,7 @@ class TrainingData:
         known = self.splits.get(split) is rows
         stores: dict[str, FeatureStore | StoredViews] = {}
         for name, depth in self._depths().items():
-            if known and (split, name) in self.stores:
+            if known and not self.ended and (split, name) in self.stores:
                 stores[name] = self.stores[split, name]
             elif depth is not None and (known or not depth):
                 trained_on = split in ("train", "unlabelled")

@@ -63,6 +63,7 @@ class Trainer(RunState):
                 self.strategy.phases[-1].apply(self.model)
                 self.data.begin_phase()
                 self._restore(saved)
+        self.data.ended = True
         self.counts = parameter_counts(self.model, self.trained)
         if self.strategy.adapters:
             if self.output is not None and self.accelerator.is_main_process:

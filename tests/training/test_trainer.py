@@ -493,3 +493,21 @@ def test_a_step_that_is_no_number_can_be_left_out(products):
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
     assert torch.isfinite(seen[2]).all()
+
+
+def test_after_training_other_weights_of_frozen_encoders_are_heeded():
+    """Features of the validation rows were stored in the last phase."""
+    rows = [{"a": [float(i), 1.0], "kind": "xy"[i % 2]} for i in range(8)]
+    encoders = {"a": "mlp?shape=[2]&widths=[4]"}
+    model = build_model(encoders, {"kind": "classification"}, rows, "concat", 4)
+    trainer = Trainer(model, rows, rows, Strategy([Phase(1, 1e-2)]), options(track=[]))
+    trainer.fit()
+    before = trainer.evaluate(rows, "validation")
+    assert before == trainer.evaluate(list(rows))
+    for _ in range(2):
+        with torch.no_grad():
+            model.encoders["a"].layers[0][0].weight.mul_(-2)
+        found = trainer.evaluate(rows, "validation")
+        assert found == trainer.evaluate(list(rows)) != before
+        before = found
+    trainer.close()
