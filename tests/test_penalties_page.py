@@ -8,12 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from mmtransfer.methods.base import build_method
 from mmtransfer.registry import methods
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model
 from mmtransfer.training.trainer import Trainer
-from mmtransfer.transfer.base import Phase, Strategy, build_strategy
+from mmtransfer.transfer.base import build_strategy
 
 PAGE = (Path(__file__).parents[1] / "docs" / "transfer" / "penalties.md").read_text()
 BLOCKS = dict(re.findall(r"```(\w+)\n(.*?)```", PAGE, re.S))
@@ -40,11 +39,10 @@ def test_the_curve_is_drawn():
     rows = [{"a": [i, 1.0], "kind": "xy"[i % 2]} for i in range(8)]
     encoders = {"a": "mlp?shape=[2]&widths=[4]"}
     model = build_model(encoders, {"kind": "classification"}, rows, "concat", 4)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    strategy = Strategy([Phase(1, 1e-2, 1e-2)], [build_method("ema")])
+    strategy = build_strategy("wise_ft", probe_epochs=1, epochs=1)
     trainer = Trainer(model, rows, None, strategy, TrainingOptions(progress=False))
     trainer.fit()
-    space = {"model": model, "start": start, "trainer": trainer, "rows": rows}
+    space = {"model": model, "trainer": trainer, "rows": rows}
     exec(BLOCKS["python"], space)
     assert len(space["curve"]) == 11
     assert all(0 <= value <= 1 for value in space["curve"].values())

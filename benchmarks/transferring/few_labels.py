@@ -124,24 +124,21 @@ def run(cell: Cell, work: Path) -> Figures:
     encoders = {"image": image} | given_encoders(data, inputs)
     strategy = strategy_of(scheduled(spec), "image", tuple(encoders))
     curves = spec["strategy"]["name"] == "wise_ft" and "shifted" in tests
-    averages = [m for m in strategy.methods if isinstance(m, WiSEFT)]
-    if curves:
-        averages[0].alpha = 1.0  # the end of fine-tuning; the way to it comes below
     trainer = fit(encoders, train, strategy, training_options(work, cell.seed))
     try:
         if curves:
-            return along(trainer, averages[0], tests)
+            return along(trainer, tests)
         return {name: accuracy(trainer, rows) for name, rows in tests.items()}
     finally:
         trainer.close()
 
 
-def along(trainer: Trainer, method: WiSEFT, tests: Mapping[str, Any]) -> Figures:
+def along(trainer: Trainer, tests: Mapping[str, Any]) -> Figures:
     """Accuracies half way between start and end, and by alpha."""
-    start = method.state_dict()["start"]
+    (method,) = (m for m in trainer.strategy.methods if isinstance(m, WiSEFT))
     curve = alpha_curve(
         trainer.model,
-        start,
+        method,
         lambda _: {name: accuracy(trainer, rows) for name, rows in tests.items()},
         ALPHAS,
     )

@@ -23,8 +23,9 @@ class WiSEFT(Method):
     running statistics.  The start is where the first encoder begins to train: after a linear
     probe, if a phase of that comes first.  Later phases begin with the weights that were kept, and
     what they leave frozen stays so.  `mmtransfer.transfer.soups.alpha_curve` gives the whole
-    curve of a trained model.  It goes with no other method that averages, `ema` or `adabn`,
-    nor with adapters, as what lies between products of factors is no product of factors between.
+    curve of a trained model, by this method, for any alpha above 0.  It goes with no other method
+    that averages, `ema` or `adabn`, nor with adapters, as what lies between products of factors is
+    no product of factors between.
 
     alpha: 0 is the start, 1 plain fine-tuning
     joint: whether fusion and heads are interpolated too; by default if a phase has trained them
@@ -67,6 +68,21 @@ class WiSEFT(Method):
             name: own[name] if name in still else self._mixed(name, own[name], self.alpha)
             for name in self._start
         }
+
+    def ends(self, model: TransferModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights at start and end of fine-tuning, by name, of a model that a run has kept.
+
+        Raises `ValueError` where it lies at its start: then nothing says where the end was.
+        """
+        own = model.state_dict()
+        start = {name: self._start.beside(name, own[name]) for name in self._start}
+        if all(torch.equal(local(tensor), local(own[name])) for name, tensor in start.items()):
+            raise ValueError(
+                "the model lies where wise_ft started, which leaves no end to go to: alpha is "
+                f"{self.alpha}, and either that is 0, or fine-tuning has not run or not validated "
+                "better than its start"
+            )
+        return start, {name: self._mixed(name, own[name], 1 / self.alpha) for name in start}
 
     def _mixed(self, name: str, own: Tensor, alpha: float) -> Tensor:
         mixed = own.detach().clone()

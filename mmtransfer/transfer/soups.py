@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mmtransfer.methods.wise_ft import WiSEFT
 from mmtransfer.model import TransferModel
 from mmtransfer.temperature import Temperature
 from mmtransfer.transfer.adapters import is_adapted, merge_adapters
@@ -72,7 +73,7 @@ def greedy_soup(models: Sequence[Ingredient], evaluate: Callable[[TransferModel]
 
 def alpha_curve(
     model: TransferModel,
-    start: TransferModel | str | Path | Mapping[str, Tensor],
+    start: WiSEFT | Ingredient | Mapping[str, Tensor],
     evaluate: Callable[[TransferModel], Found],
     alphas: Sequence[float] = ALPHAS,
 ) -> dict[float, Found]:
@@ -81,20 +82,22 @@ def alpha_curve(
     WiSE-FT (Wortsman et al., CVPR 2022): weights `(1 - alpha) * start + alpha * trained`, running
     statistics too.  The model has its own weights again at the end.
 
-    start: the model before fine-tuning, its directory, or its `state_dict` as copies; what it
+    start: the method `wise_ft` by which the model was kept at its alpha, and which knows both ends;
+        else the model before fine-tuning, its directory, or its `state_dict` as copies.  What it
         lacks, say fusion and heads that are new, stays as trained
     evaluate: of the model at one alpha, e.g. `lambda m: trainer.evaluate(rows)`
-    Raises `ValueError` for names or shapes that the model does not have, and for one with adapters.
+    Raises `ValueError` for names or shapes that the model does not have, for one with adapters, and
+    where `wise_ft` cannot tell the end.
     """
     if is_adapted(model):
         raise ValueError(
             "the model has adapters, which cannot be interpolated: call merge_adapters first"
         )
-    end = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    begin = dict(start) if isinstance(start, Mapping) else _loaded(start).state_dict()
+    own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    begin, end = _ends(start, model, own)
     for name, tensor in begin.items():
-        if name not in end or end[name].shape != tensor.shape:
-            found = f"shape {tuple(end[name].shape)}" if name in end else "no such weights"
+        if name not in own or own[name].shape != tensor.shape:
+            found = f"shape {tuple(own[name].shape)}" if name in own else "no such weights"
             raise ValueError(f"the start has {name!r} {tuple(tensor.shape)}, the model {found}")
     moved = {n: t.to(end[n].device) for n, t in begin.items() if t.is_floating_point()}
     curve = {}
@@ -104,8 +107,18 @@ def alpha_curve(
             model.load_state_dict(mixed, strict=False)
             curve[alpha] = evaluate(model)
     finally:
-        model.load_state_dict(end)
+        model.load_state_dict(own)
     return curve
+
+
+def _ends(
+    start: WiSEFT | Ingredient | Mapping[str, Tensor],
+    model: TransferModel,
+    own: Mapping[str, Tensor],
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    if isinstance(start, WiSEFT):
+        return start.ends(model)
+    return (start if isinstance(start, Mapping) else _loaded(start).state_dict()), own
 
 
 def _loaded(model: Ingredient) -> TransferModel:

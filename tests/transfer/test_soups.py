@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from mmtransfer.methods.wise_ft import WiSEFT
 from mmtransfer.temperature import Temperature
+from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model
+from mmtransfer.training.trainer import Trainer
 from mmtransfer.transfer.adapters import add_adapters, merge_adapters
+from mmtransfer.transfer.base import Phase, Strategy
 from mmtransfer.transfer.soups import alpha_curve, greedy_soup, uniform_soup
 
 ROWS = [{"a": [float(i), 1.0], "kind": "xy"[i % 2]} for i in range(6)]
@@ -138,3 +142,58 @@ def test_adapters_are_merged_before_they_are_averaged(kind, tmp_path):
     assert curve[0.0] == pytest.approx(start)
     with pytest.raises(ValueError, match="the model has adapters.*call merge_adapters first"):
         alpha_curve(models[0], models[1], value_of)
+
+
+def tuned(alpha: float, phases: list[Phase], validation=None) -> Trainer:
+    method = WiSEFT(alpha)
+    model = build_model({"a": "mlp?shape=[2]&widths=[4]"}, {"kind": "classification"}, ROWS)
+    options = TrainingOptions(progress=False, track=[])
+    trainer = Trainer(model, ROWS, validation, Strategy(phases, [method]), options)
+    trainer.fit()
+    return trainer
+
+
+PROBE, TUNING = Phase(2, 1e-2), Phase(3, 1e-2, 1e-1)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("phases", [[PROBE, TUNING], [TUNING, PROBE]], ids=["before", "after"])
+def test_wise_ft_tells_both_ends_whatever_its_alpha(alpha, phases):
+    whole, trainer = tuned(1.0, phases), tuned(alpha, phases)
+    if phases[0] is PROBE:
+        start = tuned(1.0, [PROBE, Phase(1, 1e-12, 1e-12)]).model.state_dict()
+    else:  # heads go on from where encoders were kept: it is another run for every alpha
+        start = tuned(1.0, [Phase(1, 1e-12, 1e-12)]).model.state_dict()
+
+    def encoder(model) -> dict[str, torch.Tensor]:
+        names = [n for n in start if n.startswith("encoders.") or phases[0] is PROBE]
+        return {n: model.state_dict()[n].clone() for n in names}
+
+    kept, end = encoder(trainer.model), encoder(whole.model)
+    curve = alpha_curve(trainer.model, trainer.strategy.methods[0], encoder, [0.0, alpha, 1.0])
+    for found, expected in ((0.0, start), (alpha, kept), (1.0, end)):
+        for name, value in curve[found].items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(value, kept[name]) for name, value in encoder(trainer.model).items())
+
+
+def test_a_curve_over_validation_rows_is_that_over_the_same_rows_elsewhere():
+    trainer = tuned(0.5, [TUNING, PROBE], ROWS)
+    method = trainer.strategy.methods[0]
+    here, there = (
+        alpha_curve(
+            trainer.model, method, lambda m, rows=rows: trainer.evaluate(rows, "validation")
+        )
+        for rows in (ROWS, list(ROWS))
+    )
+    assert here == there
+    assert len({found["kind"]["loss"] for found in here.values()}) == len(here)
+
+
+def test_where_a_run_ended_must_be_told_by_what_it_kept():
+    method, model = WiSEFT(0.0), model_at(1.0)
+    with pytest.raises(ValueError, match="lies where wise_ft started.*alpha is 0"):
+        alpha_curve(model, method, value_of)
+    method.on_gradients(model, lambda: None)
+    with pytest.raises(ValueError, match="lies where wise_ft started.*alpha is 0"):
+        alpha_curve(model, method, value_of)
