@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ..training.test_processes import launched
 from .every_strategy import PLANS, BrokenOff, fit, plan, prepare, result
 
 SCRIPT = Path(__file__).with_name("every_strategy.py")
