@@ -100,9 +100,7 @@ class Registry:
 
     def describe(self) -> dict[str, str]:
         """`{name: first line of its docstring}`, sorted by name."""
-        return {
-            name: (inspect.getdoc(self.get(name)) or "").split("\n")[0] for name in self.names()
-        }
+        return {name: first_line(self.get(name)) for name in self.names()}
 
 
 encoders = Registry("encoder", "mmtransfer.encoders")
@@ -118,6 +116,11 @@ register_task = tasks.register
 register_strategy = strategies.register
 register_method = methods.register
 register_score = scores.register
+
+
+def first_line(described: Any) -> str:
+    """Of its docstring."""
+    return (inspect.getdoc(described) or "").split("\n")[0]
 
 
 def import_class(path: str) -> Any:

@@ -70,6 +70,15 @@ def test_every_registered_name_is_listed_with_its_line(
         assert re.search(rf"^{words}\s*$", shown, re.MULTILINE), f"{name}: {line}\n{shown}"
 
 
+def test_all_ways_of_transfer_are_among_the_strategies(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["strategies"])
+    shown = capsys.readouterr().out
+    for name in [*registry.strategies.names(), *registry.methods.names(), "TrAdaBoost"]:
+        assert re.search(rf"^{name}\s+\S", shown, re.MULTILINE), name
+    main(["strategies", "--json"])
+    assert json.loads(capsys.readouterr().out) == registry.strategies.describe()
+
+
 def test_predictions_are_one_json_line_per_row(
     model: Path, rows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from json import dumps
 from typing import Any
 
@@ -9,10 +10,14 @@ MORE_ENCODERS = (
     "Any other class: <package.module>:<Class>.  Options follow after '?': hf:DIR?size=176"
 )
 
-MORE_STRATEGIES = (
-    "Methods go with any of them: mmtransfer methods.  Without training of a network, on frozen "
-    "features: mmtransfer.transfer.feature_based.  Averages of models: mmtransfer.transfer.soups"
-)
+#: ways of transfer beside the training loop, by where they are
+BESIDE = {
+    "mmtransfer.transfer.feature_based": ("FeatureBased",),
+    "mmtransfer.transfer.tradaboost": ("TrAdaBoost",),
+    "mmtransfer.transfer.soups": ("uniform_soup", "greedy_soup", "alpha_curve"),
+    "mmtransfer.methods.adabn": ("adapt_batch_norm",),
+    "mmtransfer.evaluation.affinity": ("task_affinity",),
+}
 
 
 def encoders(json: bool = False) -> None:
@@ -45,14 +50,21 @@ def tasks(json: bool = False) -> None:
 
 
 def strategies(json: bool = False) -> None:
-    """List the strategies.
+    """List the strategies; without `json` all other ways of transfer, too.
 
     Args:
         json: print JSON
     """
     show("strategies", json)
-    if not json:
-        print(f"\n{MORE_STRATEGIES}")
+    if json:
+        return
+    from mmtransfer.registry import first_line, import_class
+
+    print("\nMethods, which go with any of them:\n")
+    show("methods", json)
+    for module, names in BESIDE.items():
+        print(f"\nIn {module}:\n")
+        show_lines({name: first_line(import_class(f"{module}:{name}")) for name in names})
 
 
 def methods(json: bool = False) -> None:
@@ -82,6 +94,10 @@ def show(family: str, json: bool) -> None:
     if json:
         print(dumps(described, ensure_ascii=False))
         return
+    show_lines(described)
+
+
+def show_lines(described: Mapping[str, str]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
