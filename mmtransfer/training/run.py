@@ -41,12 +41,14 @@ def build_model(
 ) -> TransferModel:
     """A model whose parts are named by specifications.
 
-    Tasks learn their classes, and encoders of tables their columns, from `train`.
+    Tasks learn their classes, and encoders of tables their columns, from `train`; pretrained ones
+    keep the columns that they were trained on.
     """
     set_seed(seed)
     built = build_encoders(encoders)
     for name, encoder in built.items():
-        if type(encoder).fit is not Encoder.fit:  # none of the others' values are read
+        # None of the others' values are read.
+        if type(encoder).fit is not Encoder.fit and not encoder.pretrained:
             if name not in columns_of(train):
                 raise no_column(name, train)
             encoder.fit(column(train, name))
