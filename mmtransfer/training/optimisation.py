@@ -125,9 +125,7 @@ class Optimisation:
         self.accelerator.unscale_gradients(self.optimizer)  # of fp16, once, before anybody looks
 
         def again() -> None:
-            self.optimizer.zero_grad(set_to_none=True)
-            for parameter in self.companions:
-                parameter.grad = None
+            self.clear()
             self._gradients(window, counts)
 
         for method in self.strategy.methods:
@@ -142,6 +140,12 @@ class Optimisation:
         for method in self.strategy.methods:
             method.on_weights(self.plain, number)
         return Step(total, wrong, rate, [batch.index for batch in window])
+
+    def clear(self) -> None:
+        """Forget all gradients, those of what methods train too."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.companions:
+            parameter.grad = None
 
     def _gradients(self, window: list[Batch], counts: Mapping[str, Tensor]) -> Tensor:
         """Gradients of all micro-batches; -> this process's share of the loss of the step."""
@@ -304,7 +308,7 @@ class Optimisation:
 
     def release(self) -> None:
         """Take the model out of its wrapping."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear()
         forget_compiled(self.plain)
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         # Not free_memory(), whose garbage collection takes longer than many steps.

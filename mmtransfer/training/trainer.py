@@ -183,7 +183,7 @@ class Trainer(RunState):
         if smaller > self.options.batch_size:
             raise error
         assert self.optimisation is not None
-        self.optimisation.optimizer.zero_grad(set_to_none=True)
+        self.optimisation.clear()
         for method in self.strategy.methods:
             method.load_state_dict(method.state_dict())  # without the step that broke off
         if self.pending:
