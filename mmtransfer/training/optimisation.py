@@ -90,7 +90,9 @@ class Optimisation:
         self.own = None
         if self.companions:
             decay = phase.weight_decay
-            self.own = torch.optim.AdamW(self.companions, lr=phase.lr, weight_decay=decay)
+            self.own = torch.optim.AdamW(
+                self.companions, lr=phase.lr, weight_decay=decay, fused=fused
+            )
             self.own_curve = rate_curve(phase, steps), phase.lr
         if is_sharded(model):  # by an earlier phase: it stays so
             self.model, self.optimizer = model, accelerator.prepare_optimizer(inner)
@@ -101,11 +103,12 @@ class Optimisation:
             self.model, self.optimizer = accelerator.prepare(model, inner)
 
         # Kept, as walking over all modules for them takes as long as a small step.  Unimodal heads
-        # are clipped by themselves: what only looks on must not change the steps of the rest.
+        # are clipped by themselves: what only looks on must not change the steps of the rest.  So
+        # is what methods train.
         heads = [] if model.unimodal is None else list(model.unimodal.parameters())
         aside = {id(p) for p in heads}
         rest = (p for p in self.model.parameters() if id(p) not in aside)
-        parts = [[p for p in part if p.requires_grad] for part in (rest, heads)]
+        parts = [[p for p in part if p.requires_grad] for part in (rest, heads)] + [self.companions]
         self.trained = [part for part in parts if part]
         alone = accelerator.num_processes == 1 and accelerator.device.type == "cpu"
         # A method that acts on the loss may ask for gradients, and expects dense ones.
@@ -133,10 +136,10 @@ class Optimisation:
         wrong = self._clip()
         rate = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:
             self._step_companions()
             self.scheduler.step()
+        self.clear()
         for method in self.strategy.methods:
             method.on_weights(self.plain, number)
         return Step(total, wrong, rate, [batch.index for batch in window])
@@ -184,19 +187,23 @@ class Optimisation:
     def _clip(self) -> Tensor:
         """Clip; -> 1 where gradients are not finite.  Then the step is left out if so wished."""
         skip = self.options.on_nan == "skip"
-        scaled = self.accelerator.scaler is not None  # it leaves such steps out by itself
-        if not (self.options.clip or skip):
+        scaled = self.accelerator.scaler is not None
+        # A scaler leaves steps out by itself, but those of one optimiser without the other.
+        ours = bool(self.companions) if scaled else skip
+        if not (self.options.clip or skip or ours):
             return torch.zeros((), device=self.accelerator.device)
         largest = self.options.clip or float("inf")
         norms = [nn.utils.clip_grad_norm_(part, largest) for part in self.trained]
         whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
         wrong = (~torch.isfinite(torch.stack(whole))).any().float()
+        if ours and self.fused:
+            self.optimizer.optimizer.found_inf = wrong  # what a gradient scaler tells AdamW
+            if self.own is not None:
+                self.own.found_inf = wrong  # type: ignore[attr-defined]
+        elif ours and wrong:  # waits for the device, which fused ones decide on
+            self.clear()
         if scaled and not skip:
             return torch.zeros_like(wrong)  # the scaler looks for its scale: no fault of the rows
-        if skip and not scaled and self.fused:
-            self.optimizer.optimizer.found_inf = wrong  # what a gradient scaler tells AdamW
-        elif skip and not scaled and wrong:  # waits for the device, which fused ones decide on
-            self.optimizer.zero_grad(set_to_none=True)
         return wrong
 
     def _task_losses(
@@ -212,24 +219,20 @@ class Optimisation:
 
     def _average_companions(self) -> None:
         """Gradients of what methods train, over processes, unscaled."""
-        scaler = self.accelerator.scaler
         for parameter in self.companions:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if scaler is not None:
-                parameter.grad /= scaler.get_scale()
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        if self.own is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(self.own)  # and lower the scale if they overflow
 
     def _step_companions(self) -> None:
         if self.own is None:
             return
         curve, lr = self.own_curve
-        if self.options.clip:
-            nn.utils.clip_grad_norm_(self.companions, self.options.clip)
         for group in self.own.param_groups:
             group["lr"] = lr * curve(self.scheduler.last_epoch)
         self.own.step()
-        self.own.zero_grad(set_to_none=True)
 
     def _labelled_rows(self, window: list[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the rows of a step weigh per task, over micro-batches and processes, 1 if none.
@@ -302,7 +305,9 @@ class Optimisation:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         if self.own is not None:
-            self.own.load_state_dict(state["companions"])
+            # With its present groups: whether they are fused depends on the device.
+            known = {**self.own.state_dict(), "state": state["companions"]["state"]}
+            self.own.load_state_dict(known)
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

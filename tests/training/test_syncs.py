@@ -37,6 +37,8 @@ def step(rows: list[Any], parts: int, phase: Phase, *methods: Any, **options: An
     accelerator = make_accelerator(chosen, None)
     strategy = Strategy([phase], [ModalityDropout(0.3), *map(build_method, methods)])
     model.provide(strategy.needs & set(ON_DEMAND))
+    for method in strategy.methods:
+        method.build(model)
     training = Optimisation(model, phase.apply(model), phase, 9, strategy, chosen, accelerator)
     collate = Collate(model.encoders, model.tasks, methods=strategy.methods)
     size = len(rows) // parts
@@ -72,6 +74,11 @@ def test_partial_tuning(products: Any) -> None:
 )
 def test_methods_of_balance(products: Any, method: Any) -> None:
     step(products["train"][:8], 2, Phase(1, 1e-3, 1e-4), method)
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "skip"])
+def test_methods_that_train_something(products: Any, on_nan: str) -> None:
+    step(products["train"][:8], 2, Phase(1, 1e-3, 1e-4), "uncertainty", on_nan=on_nan)
 
 
 @pytest.mark.parametrize("name", fusions.names())
