@@ -40,7 +40,7 @@ from mmtransfer.training.setup import (
 from mmtransfer.training.sharding import is_sharded, load_whole, state_of
 from mmtransfer.training.stop import Stopped, StopSignal
 from mmtransfer.transfer.adapters import add_adapters, readable
-from mmtransfer.transfer.base import Strategy, check_plan
+from mmtransfer.transfer.base import Strategy, check_plan, check_rates
 
 COUNTED = ("seconds", "skipped_steps", "before")
 FURTHER = ("unlabelled", "source")
@@ -142,6 +142,7 @@ class RunState:
                 method.build(self.model)
                 if method.module is not None:
                     method.module.to(self.accelerator.device)
+        check_rates(self.strategy)
 
     @property
     def step(self) -> int:

@@ -263,6 +263,20 @@ def check_averages(strategy: Strategy) -> None:
             found[kind] = method
 
 
+def check_rates(strategy: Strategy) -> None:
+    """Raise `ValueError` where a phase would leave out what a built method trains by itself."""
+    for method in strategy.methods:
+        if method.module is None or not any(True for _ in method.module.parameters()):
+            continue
+        for number, phase in enumerate(strategy.phases, start=1):
+            if not phase.lr:
+                raise ValueError(
+                    f"{type(method).__name__} trains something of its own, at the rate of fusion "
+                    f"and heads, and phase {number} has lr 0: give it a small one, or leave the "
+                    "method out"
+                )
+
+
 def build_strategy(
     spec: str | Mapping[str, Any] | Strategy,
     methods: list[Any] | None = None,

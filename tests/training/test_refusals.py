@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mmtransfer.training.run as run_module
+from mmtransfer.methods.base import build_method
 from mmtransfer.training.options import TrainingOptions
 from mmtransfer.training.run import build_model, run
 from mmtransfer.training.stop import Stopped
@@ -80,6 +81,10 @@ def test_augmentation_of_no_column_leaves_the_run_that_would_be_replaced(product
             "Did you mean 'text'",
         ),
         (build_strategy("full", [{"name": "mixup", "column": "imag"}], epochs=1), "no column of"),
+        (
+            Strategy([Phase(1, 1e-3), Phase(1, 0.0, 1e-3)], [build_method("uncertainty")]),
+            "Uncertainty trains something of its own, .* and phase 2 has lr 0",
+        ),
     ],
 )
 def test_a_later_phase_or_a_method_that_cannot_be_leaves_the_run_too(
