@@ -70,6 +70,10 @@ def distances(x: Tensor) -> Tensor:
 
 
 def angles(x: Tensor) -> Tensor:
-    """(B, D) -> (B, B, B) cosines of the angles at the first between the other two."""
-    away = F.normalize(x.unsqueeze(0) - x.unsqueeze(1), dim=2)  # (B, B, D)
+    """(B, D) -> (B, B, B) cosines of the angles at the first between the other two; 0 if equal."""
+    away = x.unsqueeze(0) - x.unsqueeze(1)  # (B, B, D)
+    squared = away.square().sum(2, keepdim=True)
+    # Equal rows, as far as rounding lets one tell, have no direction, and no gradient towards one.
+    apart = squared > 1e-10 * x.detach().square().sum(1).max()
+    away = torch.where(apart, away, 0) / torch.where(apart, squared, 1).sqrt()
     return torch.bmm(away, away.transpose(1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -36,10 +37,16 @@ def test_turning_moving_and_scaling_change_nothing():
     torch.testing.assert_close(angles(turned), angles(x), atol=1e-5, rtol=1e-5)
 
 
-def test_equal_rows_have_a_finite_gradient():
-    x = torch.randn(4, 3).repeat(2, 1).requires_grad_()
-    (distances(x).square().sum() + angles(x).square().sum()).backward()
-    assert torch.isfinite(x.grad).all()
+@pytest.mark.parametrize("nearly", [0.0, 1e-7])
+def test_equal_rows_that_a_teacher_tells_apart_have_a_small_gradient(nearly):
+    torch.manual_seed(0)
+    rows, teacher = torch.randn(4, 3), torch.randn(8, 5)
+    x = torch.cat([rows, rows + nearly]).requires_grad_()
+    F.smooth_l1_loss(distances(x), distances(teacher)).backward()
+    F.smooth_l1_loss(angles(x), angles(teacher)).backward()
+    assert 0 < x.grad.abs().max() < 1
+    same = angles(x)[torch.arange(8), torch.arange(8).roll(4)]  # (8, 8), from a row to its equal
+    assert torch.equal(same, torch.zeros(8, 8))
 
 
 def test_its_own_fused_vectors_cost_nothing_and_fillers_have_no_part(tmp_path):
