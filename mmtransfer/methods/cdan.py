@@ -20,7 +20,9 @@ class CDAN(Gradual):
     probabilities; where that has more than `largest` numbers, both are multiplied by fixed random
     matrices of that many columns and then with one another, over the root of `largest`.  With
     `entropy` each row counts `1 + exp(-H)`, H being the entropy of its probabilities (CDAN+E).
-    Neither probabilities nor weights pass a gradient, as in the authors' code.
+    Neither probabilities nor weights pass a gradient, and the loss is a mean over rows.  The
+    authors' code differs in the weights: their gradient is reversed, too, and each side is divided
+    by the sum of its own.
 
     weight, sharpness, hidden: as in `dann`
     entropy: whether rows of which the model is sure count more
