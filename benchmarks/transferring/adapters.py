@@ -37,7 +37,6 @@ BATCH, MERGED_ROWS = 64, 256
 MEMBERS: dict[str, dict[str, Any]] = {
     "full": {"strategy": {"name": "full", "encoder_lr": 1e-4}},
     "lora": {"strategy": {"name": "lora", "encoder_lr": 2e-3, "merge": False}},
-    "linear_probe": {"strategy": {"name": "linear_probe", "lr": 2e-3}},
 }
 GRID: dict[str, tuple[float, ...]] = {
     "full": (1e-4, 3e-4, 1e-3),
@@ -59,7 +58,7 @@ def cells(seeds: range, tested: int, shorter: float = 1.0, tune: bool = False) -
             if not tune:
                 found.append(Cell("adapters", SETTING, name, seed, spec))
                 continue
-            for rate in GRID.get(name, ()):
+            for rate in GRID[name]:
                 tried = spec | {"strategy": member["strategy"] | {"encoder_lr": rate}}
                 label = f"{name} encoder_lr={rate:g}"
                 found.append(Cell("adapters", SETTING, label, seed, tried, "validation"))
@@ -75,9 +74,7 @@ def run(cell: Cell, work: Path) -> Figures:
         fold = range(cell.seed % FOLDS, len(train), FOLDS)
         rows += [train[i] for i in fold]
         train = [row for i, row in enumerate(train) if i not in fold]
-    asked = spec["strategy"]
-    epochs = 5 * spec["epochs"] if asked["name"] == "linear_probe" else spec["epochs"]
-    strategy = strategy_of({"strategy": {**asked, "epochs": epochs}}, "text")
+    strategy = strategy_of({"strategy": spec["strategy"] | {"epochs": spec["epochs"]}}, "text")
     options = training_options(work, cell.seed, order="length")
     trainer = fit({"text": deepcopy(pretrained())}, train, strategy, options)
     try:
