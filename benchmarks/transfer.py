@@ -18,9 +18,9 @@ pairs of equal seed.  Results are in benchmarks/results/transfer/ and in docs/tr
 run that was broken off had done is in runs/transfer and is not done again.  Exit code 1 where a
 figure misses its limit.
 
-The budget is 7200 CPU seconds, an hour on two cores: 250 for reading and encoding, 3700 for
+The budget is 7200 CPU seconds, an hour on two cores: 130 for reading and encoding, 3700 for
 few_labels (most of it for photos, about 0.5 a step of 32), nothing more for off_distribution, 400
-for shift, 950 for digits, 1350 for adapters and 200 for tasks.
+for shift, 950 for digits, 1500 for adapters and 200 for tasks.
 """
 
 from __future__ import annotations
