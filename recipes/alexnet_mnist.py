@@ -36,7 +36,7 @@ def load(
         return torchvision_splits("MNIST", root, "digit"), build_encoder(WHOLE)
     letters = glyphs("ABCDEFGHKMNPRSTUVWXY", counts(1600, quick), "letter")
     model = build_model({"image": THIN}, {"letter": "classification"}, letters["train"])
-    learning = Strategy([Phase(epochs=8, lr=1e-3, encoder_lr=1e-3)])
+    learning = Strategy([Phase(epochs=24, lr=5e-4, encoder_lr=5e-4)])
     encoder = pretrain(model, letters, learning, training, "letters", quick).encoders["image"]
     return dict(glyphs("0123456789", counts(400, quick), "digit")), encoder
 
