@@ -82,13 +82,12 @@ def main(
         encoders = {name: build_encoder(spec) for name, spec in chosen.items()}
     tasks, options = {"action": "classification"}, {"fusion": "concat", "width": 128}
     rates = {"lr": 2e-3, "encoder_lr": 5e-5 if data else 5e-4}
-    full = build_strategy("full", ["modality_dropout"], epochs=epochs, **rates)
+    full = build_strategy("full", epochs=epochs, **rates)
     all_three = Start(encoders, tasks, target["train"], options)
     contenders = {"from scratch": (all_three.scratch, full)}
     for name, encoder in encoders.items():
         alone = Start({name: encoder}, tasks, target["train"], options)
-        plain = build_strategy("full", epochs=epochs, **rates)
-        contenders[f"{name} alone"] = (alone.pretrained, plain)
+        contenders[f"{name} alone"] = (alone.pretrained, full)
     contenders["all three"] = (all_three.pretrained, full)
     title = f"Test accuracy, actions of {len(target['train'])} users to learn from"
     compare(contenders, target, training, output, title, seeds, quick, **begin)

@@ -88,6 +88,5 @@ def chart_scores(scores: Scores, title: str, path: Path, measure: str = "accurac
         axes.legend(
             frameon=False, ncols=len(members), loc="upper center", bbox_to_anchor=(0.5, -0.1)
         )
-        figure.tight_layout()
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")  # a long legend is wider than the axes
         pyplot.close(figure)

@@ -47,3 +47,10 @@ def test_names_are_neither_formulas_nor_markup(tmp_path, capsys):
     assert "[/red]:x:" in capsys.readouterr().out
     chart_scores(scores, "a$b_$", tmp_path / "chart.png")
     assert (tmp_path / "chart.png").is_file()
+
+
+def test_a_legend_that_is_wider_than_the_axes_is_not_cut(tmp_path):
+    names = [f"a strategy with a long name, {k}" for k in range(6)]
+    chart_scores({"product": {name: [0.5] for name in names}}, "Accuracy", tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as picture:
+        assert picture.width > 10 * 150  # inches that six such names need
