@@ -33,7 +33,7 @@ SETTING = "label texts"
 EPOCHS = 4
 FOLDS = 5  # options are judged by one of so many parts of the training rows, too
 BATCH, MERGED_ROWS = 64, 256
-#: as `--tune` found them
+#: rates chosen on held-out rows: `--tune` tries those of GRID again
 MEMBERS: dict[str, dict[str, Any]] = {
     "full": {"strategy": {"name": "full", "encoder_lr": 1e-4}},
     "lora": {"strategy": {"name": "lora", "encoder_lr": 2e-3, "merge": False}},
