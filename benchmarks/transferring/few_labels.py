@@ -23,7 +23,7 @@ from mmtransfer.training.recipe import untrained
 from mmtransfer.transfer.feature_based import FeatureBased
 from mmtransfer.transfer.soups import alpha_curve
 from transferring.cells import Cell, Figures
-from transferring.members import MEMBERS, variants
+from transferring.members import MEMBERS, TWICE, variants
 from transferring.report import Summary, better
 from transferring.training import (
     accuracy,
@@ -44,7 +44,6 @@ FEATURES = {"photo": "photo_features"}  # of the columns that hold photos
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: momentum of batch norm that trains from scratch; that of the model keeps the last batch alone
 MOMENTUM = 0.1
-TWICE = "full, twice the epochs"
 SOME = ("full", "linear_probe", "lp_ft", "wise_ft", "features, logistic", "features, svm")
 #: by table: labelled photos per product, epochs, columns, members
 SETTINGS: dict[str, tuple[int, int, dict[str, str], tuple[str, ...]]] = {

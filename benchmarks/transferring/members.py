@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+TWICE = "full, twice the epochs"
 COMPONENTS = 128  # that a mapping keeps, of 1280 features
 FULL = {"name": "full", "encoder_lr": 3e-4}
 
@@ -30,7 +31,7 @@ def head(name: str, mapping: str = "none", **options: Any) -> dict[str, Any]:
 MEMBERS: dict[str, dict[str, Any]] = {
     "from scratch": {"scratch": True, "longer": 3, **tuned("full", 2e-3)},
     "full": {"strategy": FULL},
-    "full, twice the epochs": {"longer": 2, "strategy": FULL},
+    TWICE: {"longer": 2, "strategy": FULL},
     "linear_probe": {"strategy": {"name": "linear_probe", "lr": 2e-3}},
     "top_stages": tuned("top_stages", 3e-4, stages=6),
     "layer_decay": tuned("layer_decay", 1e-3, decay=0.75),
@@ -59,7 +60,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
 GRID: dict[str, tuple[str, tuple[Any, ...]]] = {
     "from scratch": ("encoder_lr", (5e-4, 2e-3, 5e-3)),
     "full": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
-    "full, twice the epochs": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
+    TWICE: ("encoder_lr", (1e-4, 3e-4, 1e-3)),
     "linear_probe": ("lr", (5e-4, 2e-3, 5e-3)),
     "top_stages": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
     "layer_decay": ("encoder_lr", (1e-4, 3e-4, 1e-3)),
