@@ -27,8 +27,12 @@ class SavedEncoder:
         if column is None and len(names) == 1:
             (column,) = names
         if column not in names:
-            what = "is not told" if column is None else f"{column!r} is not there"
-            raise ValueError(f"which encoder of {source} {what}.{nearest(column or '', names)}")
+            what = (
+                "which of its encoders to take (column=...) is not told"
+                if column is None
+                else f"an encoder of column {column!r} is not there"
+            )
+            raise ValueError(f"{source}: {what}.{nearest(column or '', names)}")
         encoder = model.encoders[column]
         assert isinstance(encoder, Encoder)
         encoder.pretrained = True
